@@ -1,0 +1,43 @@
+# A target per developer action; CI (.ci/run) calls just these. `make help` lists them.
+BIN := .venv/bin
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak lint docs bench reference constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## make .venv with the tested versions (quick when it is there)
+	@scripts/setup
+
+demo: setup ## real pictures and captions: packed, embedded, stored, shown, and nothing done twice
+	@$(BIN)/mmray demo $(if $(DATA),--data '$(DATA)')
+
+test: setup ## unit, ray and e2e tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+soak: setup ## a hundred random kills, then every sample once
+	@$(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
+
+lint: setup ## ruff, mypy strict, the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+docs: setup ## build the documentation strictly into site/
+	@$(BIN)/python docs/generate.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: setup ## ratios against peers on this machine
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+reference: setup ## write docs/reference.md from the schemas and the command line
+	@$(BIN)/python docs/generate.py
+
+constraints: ## write constraints.txt from what .venv holds
+	@scripts/constraints
+
+clean: ## remove what the tools made, .venv excepted
+	@rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""What mmray is measured against: each a program of its own that prints its ticks as JSON."""

@@ -1,0 +1,5 @@
+"""`python -m mmray` is the `mmray` command."""
+
+from mmray.cli import app
+
+app()

@@ -1,0 +1,100 @@
+"""`mmray run`, `mmray validate` and `mmray schema`: what works on a spec."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmray.cli.told import FAILED, WRONG, AsJson, describe, emit, say, show, told
+from mmray.errors import MmrayError
+
+if TYPE_CHECKING:
+    from mmray.report import Report
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Set a field of the spec; repeatable."),
+]
+
+
+def run(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file of the job.")],
+    overrides: Overrides = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after about this many samples.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Run the job of a spec; a second run does only what is new."""
+    import mmray
+    from mmray.specs import KINDS, read_fields
+
+    with told(as_json) as job:
+        fields = read_fields(spec, overrides or ())
+        job.kind = next((kind for kind in KINDS if kind == fields.get("job")), None)
+        report = mmray.run(fields, limit=limit, quiet=quiet)
+    if as_json:
+        emit(report.line())
+    else:
+        show(_facts(report))
+    if report.status == "failed":
+        raise typer.Exit(FAILED)
+
+
+def _facts(report: "Report") -> dict[str, str]:
+    """What a person wants to know of a run."""
+    from mmray.report.progress import clock_time
+
+    facts = {
+        "status": report.status + (f": {report.message}" if report.message else ""),
+        "rows": f"{report.rows_read:,} read, {report.rows_written:,} written",
+        "skipped": f"{report.rows_skipped:,} finished before",
+        "quarantined": _quarantined(report),
+        "time": f"{clock_time(report.seconds)}, {report.rows_per_second:,.1f} rows/s",
+        "bottleneck": report.bottleneck or "none: there was nothing to do",
+    }
+    outputs = report.outputs
+    if "store" in outputs:
+        version = f" (version {outputs['version']})" if "version" in outputs else ""
+        facts["store"] = f"{outputs['store']}{version}"
+    if "page" in outputs:
+        facts["report"] = str(outputs["page"])
+    return facts
+
+
+def _quarantined(report: "Report") -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.errors.items()))
+    return f"{report.rows_quarantined:,}" + (f" ({kinds})" if kinds else "")
+
+
+def validate(
+    specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="YAML files.")],
+    overrides: Overrides = None,
+) -> None:
+    """Check specs without touching their inputs; exit 2 if any is wrong."""
+    from mmray.specs import load_spec
+
+    wrong = 0
+    for path in specs:
+        try:
+            spec = load_spec(path, overrides or ())
+        except MmrayError as error:
+            wrong += 1
+            say(f"{path}: {describe(error)}")
+        else:
+            typer.echo(f"{path}: ok ({spec.job})")
+    if wrong:
+        raise typer.Exit(WRONG)
+
+
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Job kind: embed.")],
+) -> None:
+    """Print the JSON schema of a job kind's spec."""
+    from mmray.specs import spec_schema
+
+    with told():
+        found: dict[str, Any] = spec_schema(kind)
+    typer.echo(json.dumps(found, indent=2))

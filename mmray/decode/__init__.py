@@ -1,0 +1,1 @@
+"""Bytes to arrays and strings: pure, thread-safe functions that raise `BadSample`."""

@@ -1,0 +1,75 @@
+"""Encoders: what turns pictures and texts into vectors, from one table of kinds.
+
+Importing this room and calling `describe` loads neither torch nor transformers; `load_encoder`
+does, in the worker that encodes.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmray.encoders import hf, imported, packaged
+from mmray.encoders.card import EncodeOptions, EncoderCard
+from mmray.errors import RefusedError
+from mmray.specs.common import HfEncoder, ImportEncoder, PackagedEncoder
+
+__all__ = ["KINDS", "EncodeOptions", "Encoder", "EncoderCard", "describe", "load_encoder"]
+
+EncoderSpec = HfEncoder | PackagedEncoder | ImportEncoder
+
+
+class Encoder(Protocol):
+    """What runs in a worker. Rows come in the order of the inputs and aren't normalised."""
+
+    card: EncoderCard
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        """uint8 [h, w, 3] each, of `card.image.size`, to float32 [n, d]."""
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        """Texts to float32 [n, d]."""
+
+
+Describe = Callable[[Any, EncodeOptions], EncoderCard]
+Load = Callable[[Any, EncoderCard, str, EncodeOptions], Encoder]
+
+# A kind of encoder: what describes it without torch, and what loads it.
+KINDS: dict[str, tuple[Describe, Load]] = {
+    "hf": (hf.describe, hf.load),
+    "packaged": (packaged.describe, packaged.load),
+    "import": (imported.describe, imported.load),
+}
+
+
+def describe(spec: EncoderSpec, options: EncodeOptions | None = None) -> EncoderCard:
+    """What the driver needs to know of an encoder: hashes its files, loads nothing.
+
+    Raises `SpecError` for a field that can't be right, `RefusedError` for missing files, weights
+    that only load by running code, or a model mmray can't run.
+    """
+    return KINDS[spec.kind][0](spec, options or EncodeOptions())
+
+
+def load_encoder(
+    spec: EncoderSpec, card: EncoderCard, device: str, options: EncodeOptions
+) -> Encoder:
+    """Load the encoder that `card` describes on `device` (`cpu`, `cuda`, `cuda:0`).
+
+    Hashes the files again: raises `RefusedError` when this machine has other ones than the driver.
+    """
+    found = describe(spec, options)
+    if found.fingerprint != card.fingerprint:
+        parts = ", ".join(differing(card, found))
+        raise RefusedError(f"this worker's {found.name} isn't the driver's: {parts} differ")
+    if options.threads is not None and spec.kind != "import":
+        import torch
+
+        torch.set_num_threads(options.threads)
+    return KINDS[spec.kind][1](spec, found, device, options)
+
+
+def differing(one: EncoderCard, other: EncoderCard) -> list[str]:
+    """Names of the ingredients in which two cards' fingerprints differ, sorted."""
+    keys = one.details.keys() | other.details.keys()
+    return sorted(key for key in keys if one.details.get(key) != other.details.get(key))

@@ -1,0 +1,99 @@
+"""What travels through the flow: work out, batches between stages, finished parts back.
+
+A `Batch` is one fragment on its way; its lists run parallel, one entry a sample, and a sample that
+failed keeps its place with its `error` set, so that nothing leaves without being counted.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmray.sources.fragment import Sample, Shard, Span
+from mmray.store.parts import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A range of a shard that no commit covers yet."""
+
+    shard: Shard
+    start: int
+    stop: int
+    seen: frozenset[str] = frozenset()
+    """Keys of the shard that come before `start`: a key that comes back is not a new sample."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """One fragment between two stages."""
+
+    span: Span
+    shard_uri: str
+    samples: list[Sample]
+    """Their member bytes are dropped once decoded."""
+    columns: dict[str, list[Any]]
+    """Kept metadata, and `thumbnail` where asked."""
+    inputs: dict[str, list[Any]]
+    """Modality to decoded inputs: uint8 HWC arrays, or texts; `None` where absent."""
+    vectors: dict[str, list[np.ndarray | None]] = field(default_factory=dict)
+    """Modality to float32 [dim] vectors; `None` where absent."""
+    previews: tuple["Preview", ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What reading and decoding took, where they ran apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A small picture of a sample, for the report."""
+
+    id: str
+    source_key: str
+    caption: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A written part and what it took."""
+
+    receipt: Receipt
+    seconds: dict[str, float]
+    """Stage to seconds spent in it."""
+    encoded: int
+    """Samples that went through the encoder; remembered duplicates did not."""
+    previews: tuple[Preview, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Work that could not go on for a reason that is no sample's fault."""
+
+    uri: str
+    message: str
+    fatal: bool
+    """True: trying again can't help (the model does not load), so the job ends at once."""
+
+
+class Timer:
+    """Seconds spent in each stage, summed until taken."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the `with` block to the stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """What was summed since the last call."""
+        taken, self._seconds = self._seconds, {}
+        return taken

@@ -1,0 +1,190 @@
+"""Ray Data runs the stages: the one module of the flow that knows Ray.
+
+On CPUs each actor reads, decodes, encodes and writes whole fragments (nothing crosses the object
+store). An encoder that owns a GPU gets its fragments from CPU tasks that read and decode. Ray's own
+retries are off: they would start a shard from its beginning, while the next pass of the flow starts
+at the first byte that no commit covers.
+"""
+
+import logging
+import os
+import pickle
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from mmray.flow.batch import Failed, Finished, Work
+from mmray.flow.stages import Stages
+from mmray.specs.common import Resources
+
+MAX_BLOCKS = 10_000
+
+Item = Finished | Failed
+
+
+@contextmanager
+def cluster(resources: Resources) -> Iterator[None]:
+    """Connect to Ray: the session that is there, the named address, or a new one on this machine.
+
+    A connection made here is closed at the end; one that was there stays.
+    """
+    # Ray's core writes to standard error past any logger; what it says there is never our user's.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+    if ray.is_initialized():
+        yield
+        return
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=address,
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        configure_logging=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Drive:
+    """One pass over the work on a thread of its own; items arrive in `items`, `None` at the end."""
+
+    def __init__(self, work: Sequence[Work], stages: Stages) -> None:
+        self.items: SimpleQueue[Item | BaseException | None] = SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(work, stages), name="drive", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> list[Finished]:
+        """Ask the pass to end; returns the parts that are finished and were not taken yet."""
+        self._stop.set()
+        waiting = [self.items.get_nowait() for _ in range(self.items.qsize())]
+        return [item for item in waiting if isinstance(item, Finished)]
+
+    def _run(self, work: Sequence[Work], stages: Stages) -> None:
+        try:
+            for item in _items(work, stages):
+                self.items.put(item)
+                if self._stop.is_set():
+                    break
+        except BaseException as error:
+            self.items.put(error)
+        finally:
+            self.items.put(None)
+
+
+def _items(work: Sequence[Work], stages: Stages) -> Iterator[Item]:
+    import ray.data
+
+    resources = stages.spec.resources
+    split = bool(resources.gpus) and stages.limit is None
+    blocks = min(len(work), MAX_BLOCKS)
+    with _data_context():
+        dataset: Any = ray.data.from_items(
+            [{"work": pickle.dumps(each)} for each in work], override_num_blocks=blocks
+        )
+        if split:
+            dataset = dataset.map_batches(
+                _decode,
+                fn_args=(stages,),
+                batch_size=None,
+                num_cpus=resources.decode_cpus,
+                max_retries=0,
+            )
+        dataset = dataset.map_batches(
+            _EncodeActor if split else _FusedActor,
+            fn_constructor_args=(stages,),
+            batch_size=None,
+            compute=_pool(resources, 1 if stages.limit is not None else len(work)),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_task_retries=0,
+        )
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            for item in batch["item"]:
+                yield pickle.loads(item)  # our own workers' words
+
+
+@contextmanager
+def _data_context() -> Iterator[None]:
+    """Ray Data set up for receipts: each goes out as it is made, and a lost worker ends no pass."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = 1
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logger = logging.getLogger("ray.data")
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _pool(resources: Resources, shards: int) -> Any:
+    """As many actors as the cluster holds, but no more than shards; or what the spec says."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    least, most = resources.pool_range
+    if shards == 1:
+        least = most = 1
+    if most is None:
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        fits = total.get("CPU", 1.0) / resources.cpus
+        if resources.gpus:
+            fits = min(fits, total.get("GPU", 0.0) / resources.gpus)
+        least = most = max(1, min(int(fits), shards))
+    in_flight = 2 if resources.gpus else 1
+    return ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
+
+
+def _packed(items: Iterator[Any]) -> Iterator[dict[str, np.ndarray]]:
+    for item in items:
+        column = np.empty(1, dtype=object)
+        column[0] = pickle.dumps(item, protocol=5)
+        yield {"item": column}
+
+
+class _FusedActor:
+    """All stages in one process."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for work in batch["work"]:
+            yield from _packed(self._stages.fused(pickle.loads(work)))
+
+
+def _decode(batch: dict[str, np.ndarray], stages: Stages) -> Iterator[dict[str, np.ndarray]]:
+    """Reads and decodes; one fragment is one block."""
+    for work in batch["work"]:
+        yield from _packed(stages.decoded(pickle.loads(work)))
+
+
+class _EncodeActor:
+    """Owns the model; encodes and writes what the decode tasks hand over."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for item in batch["item"]:
+            yield from _packed(self._stages.encoded(pickle.loads(item)))

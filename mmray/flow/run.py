@@ -1,0 +1,249 @@
+"""The loop that turns a plan into commits: receipts come in, commits go out, every few seconds.
+
+After a pass the plan is made anew if anything it wanted is not covered (a worker was lost, a shard
+changed, another run was quicker), so a run ends only when the store accounts for the whole source.
+"""
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mmray.errors import Interrupted, JobFailed
+from mmray.flow.batch import Failed, Finished, Preview
+from mmray.flow.drive import Drive
+from mmray.flow.plan import Plan
+from mmray.flow.stages import Stages
+from mmray.report.progress import Progress
+from mmray.sources.fragment import Span
+from mmray.store import Change, Committer
+from mmray.store.parts import Quarantined
+
+COMMIT_SECONDS = 3.0
+PASSES_WITHOUT_PROGRESS = 3
+BUDGET_FROM = 1_000
+"""Samples read before the error budget can end a job early."""
+EXAMPLES = 20
+PREVIEWS = 400
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the run has committed so far."""
+
+    started: float = field(default_factory=time.monotonic)
+    written: int = 0
+    quarantined: int = 0
+    encoded: int = 0
+    first_part: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    timeline: list[tuple[float, int]] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+    examples: list[Quarantined] = field(default_factory=list)
+    previews: list[Preview] = field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        """Samples that this run accounted for."""
+        return self.written + self.quarantined
+
+    def add(self, finished: Finished) -> None:
+        """Count one committed part."""
+        receipt = finished.receipt
+        self.written += receipt.rows
+        self.quarantined += len(receipt.quarantined)
+        self.encoded += finished.encoded
+        for stage, seconds in finished.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        for row in receipt.quarantined:
+            self.errors[row.error_type] = self.errors.get(row.error_type, 0) + 1
+        self.examples += receipt.quarantined[: EXAMPLES - len(self.examples)]
+        self.previews += finished.previews[: PREVIEWS - len(self.previews)]
+
+
+class Flow:
+    """Runs plans against one store until nothing is left."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        committer: Committer,
+        replan: Callable[[], Plan],
+        show: Progress,
+    ) -> None:
+        self._stages, self._committer, self._replan, self._show = stages, committer, replan, show
+        self.tally = Tally()
+        self._ready: list[Change] = []
+        self._finished: dict[str, Finished] = {}
+        """By attempt: what becomes of the parts that wait for their commit."""
+        self._held: dict[str, list[Finished]] = {}
+        """By shard: parts of changed shards, which wait until the shard is whole."""
+
+    def run(self, plan: Plan) -> None:
+        """Work the plan off.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; what had finished is committed.
+            JobFailed: storage stayed broken, the encoder does not load, too many samples failed, or
+                workers died again and again at the same place.
+        """
+        strikes = 0
+        with _signals() as signalled:
+            while plan.work:
+                before = self.tally.read
+                failures = self._pass(plan, signalled)
+                self._check_budget(plan, at_end=False)
+                if self._stages.limit is not None or not self._left(plan):
+                    break
+                strikes = 0 if self.tally.read > before else strikes + 1
+                if strikes == PASSES_WITHOUT_PROGRESS:
+                    raise JobFailed(_stuck(plan, failures))
+                self._show.say("some work was not finished; taking it up again")
+                plan = self._replan()
+        self._check_budget(plan, at_end=True)
+
+    def _pass(self, plan: Plan, signalled: list[int]) -> list[Failed]:
+        failures: list[Failed] = []
+        self._covered: dict[str, int] = {}
+        self._held = {}
+        drive = Drive(plan.work, self._stages)
+        last_commit = 0.0
+        try:
+            while (item := _next(drive)) is not None:
+                if isinstance(item, Finished):
+                    self._take(item, plan)
+                elif isinstance(item, Failed):
+                    failures.append(item)
+                    self._show.say(f"{item.uri}: {item.message}")
+                    if item.fatal:
+                        raise JobFailed(item.message)
+                if signalled:
+                    raise Interrupted(signalled[0])
+                if self._ready and time.monotonic() - last_commit >= COMMIT_SECONDS:
+                    self._commit(plan)
+                    self._check_budget(plan, at_end=False)
+                    last_commit = time.monotonic()
+                self._show.update(fraction=_fraction(plan, self._covered))
+        finally:
+            for finished in drive.stop():
+                self._take(finished, plan)
+            self._commit(plan)
+        return failures
+
+    def _take(self, finished: Finished, plan: Plan) -> None:
+        receipt = finished.receipt
+        self._finished[receipt.attempt] = finished
+        span = receipt.span
+        self._covered[span.shard] = self._covered.get(span.shard, 0) + span.stop - span.start
+        replacement = plan.replacements.get(span.shard)
+        if replacement is None:
+            self._ready.append(Change(receipts=(receipt,)))
+            return
+        held = self._held.setdefault(span.shard, [])
+        held.append(finished)
+        whole = next(work.shard.size for work in plan.work if work.shard.key == span.shard)
+        if self._covered[span.shard] == whole:
+            self._ready.append(
+                Change(
+                    receipts=tuple(each.receipt for each in held),
+                    remove=replacement.remove,
+                    drop_uris=replacement.drop_uris,
+                )
+            )
+
+    def _commit(self, plan: Plan) -> None:
+        if not self._ready:
+            return
+        ready, self._ready = self._ready, []
+        outcome = self._committer.commit(ready)
+        for receipt in outcome.committed:
+            self.tally.add(self._finished.pop(receipt.attempt))
+        for receipt in outcome.dropped:
+            self._finished.pop(receipt.attempt, None)
+            self._covered[receipt.span.shard] -= receipt.span.stop - receipt.span.start
+        elapsed = time.monotonic() - self.tally.started
+        if outcome.committed:
+            self.tally.first_part = self.tally.first_part or elapsed
+            self.tally.timeline.append((round(elapsed, 3), self.tally.read))
+        self._show.update(
+            rows=self.tally.read,
+            quarantined=self.tally.quarantined,
+            fraction=_fraction(plan, self._covered),
+        )
+
+    def _left(self, plan: Plan) -> bool:
+        """Whether any of the planned ranges is not covered by what was committed."""
+        wanted: dict[str, int] = {}
+        for work in plan.work:
+            wanted[work.shard.key] = wanted.get(work.shard.key, 0) + work.stop - work.start
+        return any(self._covered.get(shard, 0) < length for shard, length in wanted.items())
+
+    def _check_budget(self, plan: Plan, *, at_end: bool) -> None:
+        """Raise when too many samples failed, of all that are accounted for, earlier runs' too."""
+        bad = self.tally.quarantined + plan.skipped_quarantined
+        total = self.tally.read + plan.skipped_rows
+        allowed = self._stages.spec.errors.max_fraction
+        if self.tally.read < (1 if at_end else BUDGET_FROM) or bad <= allowed * total:
+            return
+        kinds = sorted(self.tally.errors.items(), key=lambda each: -each[1])[:3]
+        reasons = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        raise JobFailed(
+            f"{bad} of {total} samples are in quarantine ({reasons}), more than "
+            f"errors.max_fraction = {allowed:g} allows; rows that were finished are committed"
+        )
+
+
+def _next(drive: Drive) -> Finished | Failed | str | None:
+    """The next item; "" after a while without one, so that commits and signals are not kept up."""
+    try:
+        item = drive.items.get(timeout=0.25)
+    except queue.Empty:
+        return ""
+    if isinstance(item, BaseException):
+        raise JobFailed(f"Ray could not run the stages: {type(item).__name__}: {item}") from item
+    return item
+
+
+def _fraction(plan: Plan, covered: dict[str, int]) -> float:
+    """How far the pass is. Shards count alike: of a gzipped one the extent is not known."""
+    done = sum(
+        min(covered.get(work.shard.key, 0) / (work.stop - work.start), 1.0) for work in plan.work
+    )
+    return done / len(plan.work)
+
+
+def _stuck(plan: Plan, failures: list[Failed]) -> str:
+    if failures:
+        first = failures[0]
+        return f"{first.uri}: {first.message} ({PASSES_WITHOUT_PROGRESS} passes without progress)"
+    work = plan.work[0]
+    span: Span = work.shard.span(work.start, work.stop)
+    return (
+        f"workers died {PASSES_WITHOUT_PROGRESS} times without finishing a fragment, first at "
+        f"{work.shard.uri} (fragment {span}); out of memory is the usual reason"
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are noted, so that finished work is committed; a second one ends at once."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(signum: int, _frame: object) -> None:
+        seen.append(signum)
+        signal.signal(signum, before[signal.Signals(signum)])
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, note)
+    try:
+        yield seen
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

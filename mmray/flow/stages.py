@@ -1,0 +1,160 @@
+"""The stages put together for one process: all of them fused, or decoding and encoding apart.
+
+`Stages` travels to the workers as plain values; models and connections are made there, on first use.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmray.encoders import EncodeOptions, Encoder, EncoderCard, load_encoder
+from mmray.errors import MmrayError, ShardChanged, StorageError
+from mmray.flow.batch import Batch, Failed, Finished, Timer, Work
+from mmray.flow.decoding import decode
+from mmray.flow.encoding import Remembered, encode
+from mmray.flow.writing import PartWriter
+from mmray.sources import Cut, Fragment, Source, open_source
+from mmray.specs.embed import EmbedSpec
+from mmray.storage import Storage
+from mmray.store.schema import StoreColumns
+
+
+@dataclass(slots=True)
+class Stages:
+    """What a worker needs to turn work into finished parts."""
+
+    spec: EmbedSpec
+    card: EncoderCard
+    options: EncodeOptions
+    storage: Storage
+    columns: StoreColumns
+    root: str
+    """Uri of the store that the parts are written under."""
+    modalities: tuple[str, ...]
+    limit: int | None = None
+    """Samples to read at the most; one worker then does the work."""
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What this process has loaded; never travels."""
+
+    def fused(self, work: Work) -> Iterator[Finished | Failed]:
+        """Read, decode, encode and write a range of a shard."""
+        try:
+            encoder = self._encoder()
+        except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
+            yield _not_loaded(self.card, error)
+            return
+        timer = Timer()
+        writer = PartWriter(self.storage, self.root, self.columns, timer)
+        try:
+            for batch in self._decoded(work, timer):
+                writer.add(batch, self._encode(batch, encoder, timer))
+                if writer.is_due:
+                    yield writer.flush()
+        except MmrayError as error:
+            if writer.holds_batches:
+                yield writer.flush()
+            yield _stopped(work, error)
+            return
+        if writer.holds_batches:
+            yield writer.flush()
+
+    def decoded(self, work: Work) -> Iterator[Batch | Failed]:
+        """Read and decode only; for tasks that feed encoder actors."""
+        timer = Timer()
+        try:
+            for batch in self._decoded(work, timer):
+                batch.seconds = timer.take()
+                yield batch
+        except MmrayError as error:
+            yield _stopped(work, error)
+
+    def encoded(self, batch: Batch | Failed) -> Iterator[Finished | Failed]:
+        """Encode and write one decoded fragment as one part."""
+        if isinstance(batch, Failed):
+            yield batch
+            return
+        try:
+            encoder = self._encoder()
+        except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
+            yield _not_loaded(self.card, error)
+            return
+        timer = Timer()
+        writer = PartWriter(self.storage, self.root, self.columns, timer)
+        writer.add(batch, self._encode(batch, encoder, timer))
+        try:
+            yield writer.flush()
+        except MmrayError as error:
+            yield Failed(batch.shard_uri, str(error), fatal=False)
+
+    def _decoded(self, work: Work, timer: Timer) -> Iterator[Batch]:
+        image = self.card.image
+        fragments = self._fragments(work)
+        while True:
+            with timer.stage("read"):
+                fragment = next(fragments, None)
+            if fragment is None:
+                return
+            with timer.stage("decode"):
+                batch = decode(fragment, work.shard.uri, self.spec, self.modalities, image)
+            yield batch
+
+    def _encode(self, batch: Batch, encoder: Encoder, timer: Timer) -> int:
+        remembered = self._made.get("remembered") if self.spec.dedupe == "exact" else None
+        with timer.stage("encode"):
+            return encode(batch, encoder, normalize=self.spec.normalize, remembered=remembered)
+
+    def _fragments(self, work: Work) -> Iterator[Fragment]:
+        if self.limit is None:
+            return self._source(self._rows).read(work.shard, work.start, work.stop, set(work.seen))
+        return self._first_fragments(work)
+
+    def _first_fragments(self, work: Work) -> Iterator[Fragment]:
+        """Fragments until the limit, the last one cut short so that it is met exactly."""
+        left = int(self._made.setdefault("left", self.limit or 0))
+        start, seen = work.start, set(work.seen)
+        while left > 0 and start < work.stop:
+            rows = min(self._rows, left)
+            for fragment in self._source(rows).read(work.shard, start, work.stop, set(seen)):
+                start = fragment.span.stop
+                seen.update(sample.source_key for sample in fragment.samples)
+                self._made["left"] = left = left - len(fragment.samples)
+                yield fragment
+                if left < rows:
+                    break
+
+    def _source(self, rows: int) -> Source:
+        return open_source(self.spec.source, self.storage, self.spec.limits, Cut(rows=rows))
+
+    @property
+    def _rows(self) -> int:
+        """Samples in a fragment: seconds of work on a CPU, a few batches on a GPU."""
+        if self.modalities == ("text",):
+            return 1024
+        return 512 if self.spec.resources.gpus else 64
+
+    def _encoder(self) -> Encoder:
+        if "encoder" not in self._made:
+            self._made["remembered"] = Remembered()
+            self._made["encoder"] = load_encoder(
+                self.spec.encoder, self.card, _device(self.spec), self.options
+            )
+        encoder: Encoder = self._made["encoder"]
+        return encoder
+
+
+def _device(spec: EmbedSpec) -> str:
+    """Logical GPUs may be scheduled where there is no CUDA: the encoder then runs on the CPU."""
+    if not spec.resources.gpus:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _not_loaded(card: EncoderCard, error: Exception) -> Failed:
+    return Failed(card.name, f"the encoder does not load: {type(error).__name__}: {error}", True)
+
+
+def _stopped(work: Work, error: MmrayError) -> Failed:
+    uri = error.uri if isinstance(error, StorageError) else work.shard.uri
+    return Failed(uri, str(error), fatal=not isinstance(error, StorageError))

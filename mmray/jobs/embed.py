@@ -1,0 +1,238 @@
+"""`job: embed`: samples through an encoder into a store. Wires the rooms and nothing else."""
+
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Literal
+
+import mmray
+from mmray.encoders import EncodeOptions, EncoderCard, describe
+from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
+from mmray.flow.drive import cluster
+from mmray.flow.plan import Plan, make_plan
+from mmray.flow.run import Flow, Tally
+from mmray.flow.stages import Stages
+from mmray.jobs.inspect import inspect_store
+from mmray.report import Example, Report
+from mmray.report.progress import Progress, progress
+from mmray.sources import open_source
+from mmray.specs import EmbedSpec
+from mmray.storage import Storage
+from mmray.store import Committer, Store, StoreColumns, StoreMeta
+from mmray.store.parts import Quarantined
+from mmray.store.schema import require_columns
+from mmray.store.table import staging_uri
+
+ENCODED = ("image", "text")
+"""Modalities that this job can decode."""
+
+
+def run(spec: EmbedSpec, *, limit: int | None = None, quiet: bool = False) -> Report:
+    """Run the job to its end.
+
+    Raises:
+        SpecError, RefusedError: the job can't start as asked; nothing was written.
+        JobFailed, Interrupted: it ended early; `report` says what was committed.
+    """
+    with progress(quiet=quiet) as show:
+        return _Job(spec, limit, show).run()
+
+
+class _Job:
+    """One run: what was resolved from the spec before any work."""
+
+    def __init__(self, spec: EmbedSpec, limit: int | None, show: Progress) -> None:
+        self.started = datetime.now(UTC)
+        self.clock = time.monotonic()
+        self.run_id = f"{self.started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+        self.limit, self.show = limit, show
+        self.storage = Storage.of(spec.storage)
+        self.options = EncodeOptions(
+            dtype=spec.dtype,
+            batch_images=None if spec.batch.images == "auto" else spec.batch.images,
+            batch_tokens=None if spec.batch.tokens == "auto" else spec.batch.tokens,
+            max_tokens=spec.text.max_length,
+            threads=max(1, int(spec.resources.cpus)),
+        )
+        self.spec = spec
+        self.card = describe(spec.encoder, self.options)
+        self.modalities = _modalities(spec, self.card)
+        self.columns = StoreColumns(self.modalities, dict(spec.keep), bool(spec.thumbnails))
+        self.source = open_source(spec.source, self.storage, spec.limits)
+        self.uri = self.storage.normalise(spec.store.uri)
+        self.startup: dict[str, float] = {}
+        self.tally = Tally()
+
+    def run(self) -> Report:
+        self.show.say("planning")
+        main = Store.open(self.uri, self.storage) if Store.exists(self.uri, self.storage) else None
+        rebuild = main is not None and self._is_of_other_model(main)
+        store = self._staging() if rebuild else main
+        plan = make_plan(self.source, store)
+        self.startup["plan"] = self._elapsed()
+        store = store or self._create(self.uri)
+        failure: Interrupted | JobFailed | None = None
+        try:
+            self._work(store, plan)
+            if rebuild and main is not None and self.limit is None:
+                main.replace_with(store)
+                store = main
+        except (Interrupted, JobFailed) as error:
+            failure = error
+        except StorageError as error:
+            failure = JobFailed(str(error))
+        report = self._report(store, plan, self.tally, failure)
+        if failure is not None:
+            failure.report = report
+            raise failure
+        return report
+
+    def _work(self, store: Store, plan: Plan) -> None:
+        prunes = plan.prunes if self.spec.on_removed == "prune" else []
+        if not plan.work and not prunes:
+            return
+        committer = Committer(store, run_id=self.run_id, base_version=store.version)
+        try:
+            if plan.work:
+                self._flow(store, committer, plan)
+            if prunes:
+                committer.commit(prunes)
+        finally:
+            committer.reconcile()
+
+    def _flow(self, store: Store, committer: Committer, plan: Plan) -> None:
+        stages = Stages(
+            spec=self.spec,
+            card=self.card,
+            options=self.options,
+            storage=self.storage,
+            columns=self.columns,
+            root=store.uri,
+            modalities=self.modalities,
+            limit=self.limit,
+        )
+
+        def replan() -> Plan:
+            store.reload()
+            return make_plan(self.source, store)
+
+        flow = Flow(stages, committer, replan, self.show)
+        self.tally = flow.tally
+        self.show.say(f"starting Ray: {len(plan.work)} of {plan.shards} shards have work left")
+        with cluster(self.spec.resources):
+            self.startup["ray"] = self._elapsed()
+            flow.run(plan)
+
+    def _is_of_other_model(self, store: Store) -> bool:
+        """Whether the store is to be built anew with this spec's encoder."""
+        require_columns(store.uri, store.schema, self.columns.arrow_schema())
+        if store.meta.fingerprint == self.card.fingerprint:
+            store.meta.require_same(store.uri, self.meta)
+            return False
+        if self.spec.on_model_change == "refuse":
+            raise RefusedError(
+                f"{store.uri} was made by {store.meta.encoder} (fingerprint "
+                f"{store.meta.fingerprint}); this spec's encoder is {self.card.name} (fingerprint "
+                f"{self.card.fingerprint}). on_model_change: rebuild builds it anew; or name "
+                "another store"
+            )
+        return True
+
+    def _staging(self) -> Store:
+        """The store that a rebuild gathers its parts in; an interrupted one is gone on with."""
+        return self._create(staging_uri(self.uri, self.card.fingerprint))
+
+    def _create(self, uri: str) -> Store:
+        self.storage.require_conditional_put(uri)
+        return Store.create(uri, self.storage, self.columns, self.meta)
+
+    @property
+    def meta(self) -> StoreMeta:
+        """What a store that this run makes says of itself."""
+        return StoreMeta(
+            fingerprint=self.card.fingerprint,
+            encoder=self.card.name,
+            dims={modality: self.card.dims[modality] for modality in self.modalities},
+            normalised=self.spec.normalize,
+            details=dict(self.card.details),
+            lineage={
+                "job": self.spec.job,
+                "source": self.spec.source.model_dump(mode="json"),
+                "encoder": self.spec.encoder.model_dump(mode="json"),
+                "dtype": self.spec.dtype,
+                "mmray": mmray.__version__,
+                "created": self.started.isoformat(timespec="seconds"),
+            },
+        )
+
+    def _report(
+        self, store: Store, plan: Plan, tally: Tally, failure: Interrupted | JobFailed | None
+    ) -> Report:
+        seconds = self._elapsed()
+        store.reload()
+        report = Report(
+            job=self.spec.job,
+            run_id=self.run_id,
+            status=_status(failure),
+            message=str(failure or ""),
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=seconds,
+            rows_read=tally.read,
+            rows_written=tally.written,
+            rows_skipped=plan.skipped_rows,
+            rows_quarantined=tally.quarantined,
+            rows_encoded=tally.encoded,
+            rows_per_second=tally.read / seconds,
+            stages=tally.seconds,
+            startup=self.startup,
+            timeline=tally.timeline,
+            errors=tally.errors,
+            examples=[_example(row) for row in tally.examples],
+            shards={
+                "total": plan.shards,
+                "finished": plan.finished_shards,
+                "changed": len(plan.changed),
+                "removed": len(plan.removed),
+            },
+            changed=plan.changed,
+            removed=plan.removed,
+            encoder={
+                "name": self.card.name,
+                "fingerprint": self.card.fingerprint,
+                "dims": store.meta.dims,
+            },
+            outputs={"store": self.uri, "version": store.version},
+        )
+        if not tally.read:
+            return report  # nothing new to look at, and nothing to do should take no time
+        previews = {preview.id: preview.jpeg for preview in tally.previews}
+        return report.save(self.storage, self.uri, inspect_store(store, previews=previews))
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self.clock, 3)
+
+
+def _modalities(spec: EmbedSpec, card: EncoderCard) -> tuple[str, ...]:
+    able = tuple(each for each in ENCODED if each in card.dims)
+    for index, wanted in enumerate(spec.modalities or ()):
+        if wanted not in able:
+            raise SpecError(
+                f"modalities.{index}", f"{card.name} takes {', '.join(able)}, not {wanted!r}"
+            )
+    return tuple(each for each in able if spec.modalities is None or each in spec.modalities)
+
+
+def _status(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:
+    if failure is None:
+        return "done"
+    return "interrupted" if isinstance(failure, Interrupted) else "failed"
+
+
+def _example(row: Quarantined) -> Example:
+    return Example(
+        source_uri=row.source_uri,
+        source_key=row.source_key,
+        stage=row.stage,
+        error_type=row.error_type,
+        message=row.message,
+    )

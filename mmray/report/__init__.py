@@ -1,0 +1,183 @@
+"""What a run did: the `Report` that `mmray.run` returns, and how it is kept beside the store.
+
+Counts are of this run: `rows_skipped` are rows of fragments that an earlier run had finished, and
+every row that was read is either written or in quarantine. Credentials never reach a report:
+`secrets.scrub` goes over the words of errors, the one place where they could come from outside.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mmray.report.page import render
+from mmray.report.scrub import printable, scrub
+from mmray.report.vectors import Inspection
+
+if TYPE_CHECKING:
+    from mmray.storage import Storage
+
+MAX_EXAMPLES = 20
+MAX_NAMES = 100
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+HEAD = (
+    "job",
+    "status",
+    "rows_read",
+    "rows_written",
+    "rows_skipped",
+    "rows_quarantined",
+    "seconds",
+    "rows_per_second",
+    "outputs",
+)
+"""What `Report.line` starts with."""
+
+LONG = frozenset({"timeline", "examples", "changed", "removed"})
+"""What it leaves to `report.json`."""
+
+
+class Example(BaseModel):
+    """One quarantined sample."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_uri: str
+    source_key: str
+    stage: str
+    error_type: str
+    message: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _valid(cls, data: Any) -> Any:
+        return printable(data)
+
+    @field_validator("message", mode="after")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        return scrub(value)
+
+
+class Report(BaseModel):
+    """What a run did. Seconds are wall-clock unless a field says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    job: str
+    """The job kind: `embed`."""
+    run_id: str
+    status: Literal["done", "failed", "interrupted"]
+    message: str = ""
+    """Why, when not done."""
+    started: str
+    """UTC, ISO 8601."""
+    seconds: Seconds = 0.0
+    rows_read: Count = 0
+    rows_written: Count = 0
+    rows_skipped: Count = 0
+    """Rows of fragments that were finished before this run."""
+    rows_quarantined: Count = 0
+    rows_encoded: Count = 0
+    """Rows that went through the encoder: remembered duplicates did not."""
+    rows_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Left out: rows read over seconds."""
+    stages: dict[str, Seconds] = Field(default_factory=dict)
+    """Seconds of read, decode, encode and write, summed over workers."""
+    bottleneck: str | None = None
+    """The stage with most seconds; left out: found from `stages`. None when nothing ran."""
+    startup: dict[str, Seconds] = Field(default_factory=dict)
+    """Seconds before the first row, by what they went into."""
+    timeline: list[tuple[Seconds, Count]] = Field(default_factory=list)
+    """Seconds since the start, and rows so far."""
+    errors: dict[str, Count] = Field(default_factory=dict)
+    """Error type to quarantined rows."""
+    examples: list[Example] = Field(default_factory=list)
+    """The first quarantined samples, at most 20."""
+    shards: dict[str, Count] = Field(default_factory=dict)
+    """`total`, `finished`, `changed` and `removed`."""
+    changed: list[str] = Field(default_factory=list)
+    """Shards whose content changed, at most 100; `shards` has the number."""
+    removed: list[str] = Field(default_factory=list)
+    """Shards that are gone, at most 100."""
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    """`name`, `fingerprint` and `dims`."""
+    outputs: dict[str, str | int] = Field(default_factory=dict)
+    """`store`, `version`, and once saved `report` and `page`: uris."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data = printable(dict(data))
+        stages = data.get("stages") or {}
+        if data.get("bottleneck") is None and any(stages.values()):
+            data["bottleneck"] = max(stages, key=stages.__getitem__)
+        if data.get("rows_per_second") is None:
+            seconds = data.get("seconds") or 0.0
+            data["rows_per_second"] = data.get("rows_read", 0) / seconds if seconds > 0 else 0.0
+        for name, most in (
+            ("examples", MAX_EXAMPLES),
+            ("changed", MAX_NAMES),
+            ("removed", MAX_NAMES),
+        ):
+            if name in data:
+                data[name] = list(data[name])[:most]
+        return data
+
+    @field_validator("message", mode="after")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        return scrub(value)
+
+    @model_validator(mode="after")
+    def _nothing_is_lost(self) -> "Report":
+        if self.rows_read != self.rows_written + self.rows_quarantined:
+            raise ValueError(
+                f"{self.rows_read} rows read, but {self.rows_written} written "
+                f"and {self.rows_quarantined} in quarantine"
+            )
+        return self
+
+    def line(self) -> str:
+        """The report as one line of JSON, without its long lists; `HEAD` comes first."""
+        data = _rounded(self.model_dump(mode="json", exclude=set(LONG)))
+        rest = [name for name in data if name not in HEAD]
+        return json.dumps({name: data[name] for name in (*HEAD, *rest)}, ensure_ascii=False)
+
+    def save(
+        self, storage: "Storage", store_uri: str, vectors: Inspection | None = None
+    ) -> "Report":
+        """Keep `report.json` and `report.html` under `<store>/_mmray/runs/<run id>/`.
+
+        Returns the report with their uris in `outputs`. Raises StorageError.
+        """
+        folder = f"{store_uri.rstrip('/')}/_mmray/runs/{self.run_id}"
+        saved = self.model_copy(
+            update={
+                "outputs": {
+                    "store": store_uri,
+                    **self.outputs,
+                    "report": f"{folder}/report.json",
+                    "page": f"{folder}/report.html",
+                }
+            }
+        )
+        page = render(saved, vectors)
+        storage.write_bytes(f"{folder}/report.html", page.encode())
+        storage.write_bytes(f"{folder}/report.json", saved.model_dump_json(indent=2).encode())
+        return saved
+
+
+def _rounded(value: Any) -> Any:
+    """Milliseconds are enough for a line that people read."""
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return value

@@ -1,0 +1,84 @@
+"""Encoders for tests that need no weights: what a user's own class for `kind: import` looks like."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mmray.decode.image import ImageTransform
+
+
+class Toy:
+    """Vectors from plain arithmetic: distinct inputs get distinct vectors.
+
+    `delay` seconds are slept for each input, so that a job lasts long enough to be killed;
+    `count_to` names a folder in which each process notes the number of inputs it encoded.
+    """
+
+    fingerprint = "toy-1"
+    dims = {"image": 16, "text": 16}
+    image = ImageTransform(size=(32, 32), resize="exact")
+
+    def __init__(self, delay: float = 0.0, count_to: str | None = None) -> None:
+        self.delay = delay
+        self.count_to = Path(count_to) if count_to else None
+        self._note(0)
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        """Means over a 4x4 grid: float32 [n, 16]."""
+        time.sleep(self.delay * len(images))
+        self._note(len(images))
+        grids = [image.reshape(4, 8, 4, 8, 3).mean(axis=(1, 3, 4)).ravel() for image in images]
+        return np.asarray(grids, np.float32).reshape(-1, 16) + 1
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        """Bytes of a hash: float32 [n, 16]."""
+        digests = [hashlib.md5(text.encode()).digest() for text in texts]
+        return np.asarray([list(d) for d in digests], np.float32).reshape(-1, 16) + 1
+
+    def _note(self, count: int) -> None:
+        if self.count_to is None:
+            return
+        path = self.count_to / str(os.getpid())
+        before = int(path.read_text()) if path.exists() else 0
+        path.write_text(str(before + count))
+
+
+class OtherToy(Toy):
+    """The same with other weights."""
+
+    fingerprint = "toy-2"
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        return super().encode_images(images)[:, ::-1].copy()
+
+
+class Broken(Toy):
+    """Gives NaN for dark pictures, zeros for bright ones, and raises on red ones."""
+
+    fingerprint = "toy-broken"
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        vectors = super().encode_images(images)
+        for row, image in enumerate(images):
+            red, green, blue = (float(each) for each in image.reshape(-1, 3).mean(axis=0))
+            if red > 200 and green < 50 and blue < 50:
+                raise RuntimeError("no red pictures, please")
+            if max(red, green, blue) < 20:
+                vectors[row] = np.nan
+            if min(red, green, blue) > 235:
+                vectors[row] = 0
+        return vectors
+
+
+class Unloadable(Toy):
+    """A model whose weights turn out broken on the worker."""
+
+    fingerprint = "toy-unloadable"
+
+    def __init__(self) -> None:
+        raise RuntimeError("the weights are torn")

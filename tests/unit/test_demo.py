@@ -1,0 +1,160 @@
+"""The demo's parts: pictures found and named, shards packed alike each time, on real S3."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmray.demo import stamps as stamps_module
+from mmray.demo.pack import pack
+from mmray.demo.stamps import cache_folder, fetch_stamps, stamps, user_samples
+from mmray.errors import RefusedError
+from mmray.storage import Storage
+from tests import shards
+
+
+def folder_of(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+@pytest.fixture
+def stamp_folder(tmp_path: Path) -> Path:
+    words = b"A blackbird.\nfr.utf8=Un merle.\nde.utf8=Eine Amsel.\n"
+    return folder_of(
+        tmp_path / "stamps",
+        {
+            "animals/birds/blackbird.png": shards.picture(1, format="PNG"),
+            "animals/birds/blackbird.txt": words,
+            "animals/birds/blackbird_mirror.png": shards.picture(2, format="PNG"),
+            "animals/birds/blackbird_mirror.txt": words,
+            "food/v1.5 apple.png": shards.picture(3, format="PNG"),
+            "food/v1.5 apple.txt": b"An apple.",
+            "food/no words.png": shards.picture(4, format="PNG"),
+        },
+    )
+
+
+def test_stamps_have_english_captions_and_categories(stamp_folder: Path) -> None:
+    found = list(stamps(stamp_folder))
+    assert [(p.key, p.caption, p.category) for p in found] == [
+        ("animals/birds/blackbird", "A blackbird.", "animals/birds"),
+        ("food/v1_5 apple", "An apple.", "food"),
+    ]
+    assert json.loads(found[0].metadata) == {
+        "caption": "A blackbird.",
+        "category": "animals/birds",
+    }
+
+
+def test_packing_is_deterministic_and_leaves_equal_shards_alone(
+    stamp_folder: Path, tmp_path: Path
+) -> None:
+    storage, prefix = Storage(), str(tmp_path / "out")
+    uris = pack(stamps(stamp_folder), storage, prefix, shards=8)
+    assert [Path(uri).name for uri in uris] == ["00000.tar", "00001.tar"]
+    before = [storage.stat(uri).etag for uri in uris]
+    for path in stamp_folder.rglob("*"):
+        os.utime(path)
+    assert pack(stamps(stamp_folder), storage, prefix, shards=8) == uris
+    assert [storage.stat(uri).etag for uri in uris] == before
+    with tarfile.open(uris[0]) as archive:
+        assert archive.getnames() == [
+            f"animals/birds/blackbird.{e}" for e in ("png", "txt", "json")
+        ]
+        assert {member.mtime for member in archive} == {0}
+
+
+def test_packing_writes_to_s3(stamp_folder: Path, s3_uri: str) -> None:
+    uris = pack(stamps(stamp_folder), Storage(), s3_uri, shards=1)
+    assert [item.uri for item in Storage().list(s3_uri)] == uris
+    with tarfile.open(fileobj=io.BytesIO(Storage().read_bytes(uris[0]))) as archive:
+        assert len(archive.getnames()) == 6
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    folder = folder_of(
+        tmp_path / "mine",
+        {
+            "a.JPG": shards.picture(1),
+            "a.txt": b"first\n",
+            "a.png": shards.picture(2, format="PNG"),
+            "trip/b.webp": shards.picture(3, format="WEBP"),
+            "trip/b.json": b'{"caption": "second", "year": 2026}',
+            "trip/c.jpg": shards.picture(4),
+            "trip/c.json": b"not json",
+            "notes.doc": b"ignored",
+        },
+    )
+    found = {p.key: p for p in user_samples(folder)}
+    assert list(found) == ["a", "a-2", "trip/b", "trip/c"]
+    assert found["a"].caption == "first"
+    assert found["a"].extension == "jpg"
+    assert json.loads(found["trip/b"].metadata)["year"] == 2026
+    assert json.loads(found["trip/b"].metadata)["category"] == "trip"
+    assert found["trip/b"].caption is None, "its words are in the metadata already"
+    assert found["trip/c"].metadata == b"not json", "for the job to quarantine"
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_pictures_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RefusedError, match=name):
+        list(user_samples(tmp_path / name))
+
+
+def test_without_debian_the_way_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stamps_module.shutil, "which", lambda _: None)
+    with pytest.raises(RefusedError, match="--data DIR"):
+        fetch_stamps(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_package_list_is_renewed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for apt-get and dpkg-deb: the first download fails, an update helps."""
+    tools = tmp_path / "bin"
+    scripts = {
+        "apt-get": f"""
+            echo "$1" >> {tmp_path}/calls
+            [ "$1" = update ] && exit 0
+            [ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; echo 'E: no list' >&2; exit 100; }}
+            touch tuxpaint-stamps-default_1_all.deb""",
+        "dpkg-deb": 'mkdir -p "$3/usr/share/tuxpaint/stamps"',
+    }
+    for name, text in scripts.items():
+        script = folder_of(tools, {name: f"#!/bin/sh\n{text}\n".encode()}) / name
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setattr(stamps_module.os, "geteuid", lambda: 0)
+    cache = tmp_path / "cache"
+    assert fetch_stamps(cache).is_dir()
+    assert fetch_stamps(cache).is_dir()
+    assert (tmp_path / "calls").read_text().split() == ["download", "update", "download"]
+    assert [p.name for p in cache.iterdir()] == ["tuxpaint-stamps-default"], "no scratch is left"
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="the stamps are a Debian package")
+def test_the_real_stamps() -> None:
+    if not (cache_folder() / stamps_module.PACKAGE).exists():
+        pytest.skip("the stamps aren't in the cache: `make demo` fetches them")
+    found = list(stamps(fetch_stamps()))
+    assert len(found) > 700
+    assert len({p.key for p in found}) == len(found)
+    assert all(p.caption for p in found)
+    with Image.open(io.BytesIO(found[0].read())) as image:
+        assert image.mode in ("RGBA", "LA", "P", "RGB", "L")

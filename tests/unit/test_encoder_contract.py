@@ -1,0 +1,150 @@
+"""What every encoder promises, held against every entry of the table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmray.encoders import KINDS, EncodeOptions, Encoder, EncoderSpec, describe, load_encoder
+from mmray.encoders.families import FAMILIES
+from mmray.specs.common import HfEncoder, ImportEncoder, PackagedEncoder
+from tests import tinymodels
+
+PACKAGED = ("minilm", "efficientnet-lite0", "zeroshot")
+ENTRIES = [
+    *(f"hf {name}" for name in FAMILIES),
+    *(f"packaged {name}" for name in PACKAGED),
+    "import toys",
+]
+OPTIONS = EncodeOptions(dtype="float32")
+
+TEXTS = [
+    "cat",
+    "a photo of the large red house with a small tree and a dog in the blue house",
+    "a dog",
+    "the",
+    "a small cat on the house",
+    "cat " * 60,
+]
+
+
+def test_every_kind_has_entries() -> None:
+    assert {entry.split()[0] for entry in ENTRIES} == set(KINDS)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_contract(entry: str, tmp_path: Path) -> None:
+    spec = spec_of(entry, tmp_path)
+    card = describe(spec, OPTIONS)
+    encoder = load_encoder(spec, card, "cpu", OPTIONS)
+    assert encoder.card == card
+    assert len(card.fingerprint) == 32
+    assert set(card.fingerprint) <= set("0123456789abcdef")
+    assert json.loads(json.dumps(card.details))
+    if card.image is not None:
+        check_images(encoder, card.image.size)
+    if "text" in card.dims:
+        check_texts(encoder)
+    check_fingerprint(entry, spec, tmp_path)
+
+
+def check_images(encoder: Encoder, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 255, (*size, 3), np.uint8) for _ in range(5)]
+    rows = encoder.encode_images(images)
+    check_rows(rows, len(images), encoder.card.dims["image"])
+    assert np.array_equal(rows, encoder.encode_images(images))
+    alone = np.concatenate([encoder.encode_images([image]) for image in images])
+    check_same(rows, alone)
+    assert encoder.encode_images([]).shape == (0, encoder.card.dims["image"])
+
+
+def check_texts(encoder: Encoder) -> None:
+    rows = encoder.encode_texts(TEXTS)
+    check_rows(rows, len(TEXTS), encoder.card.dims["text"])
+    assert np.array_equal(rows, encoder.encode_texts(TEXTS))
+    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
+    check_same(rows, alone)
+    assert not np.allclose(rows[0], rows[1])
+    assert encoder.encode_texts([]).shape == (0, encoder.card.dims["text"])
+
+
+def check_rows(rows: np.ndarray, count: int, dim: int) -> None:
+    assert rows.shape == (count, dim)
+    assert rows.dtype == np.float32
+    assert np.isfinite(rows).all()
+
+
+def check_same(one: np.ndarray, other: np.ndarray) -> None:
+    cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() > 0.99999
+    assert np.allclose(one, other, atol=1e-4, rtol=1e-4)
+
+
+def check_fingerprint(entry: str, spec: EncoderSpec, tmp_path: Path) -> None:
+    """The same files elsewhere agree; each thing that changes a vector changes the fingerprint."""
+    base = describe(spec, OPTIONS).fingerprint
+    seen = {base}
+
+    def differs(other: EncoderSpec, options: EncodeOptions = OPTIONS) -> None:
+        mark = describe(other, options).fingerprint
+        assert mark not in seen
+        seen.add(mark)
+
+    card = describe(spec, OPTIONS)
+    faster = replace(OPTIONS, batch_images=3, batch_tokens=99, threads=1)
+    assert describe(spec, faster).fingerprint == base
+    if isinstance(spec, ImportEncoder):
+        differs(spec.model_copy(update={"options": {"delay": 0.5}}))
+        differs(spec.model_copy(update={"model": "tests.toys:OtherToy"}))
+        return
+    differs(spec, replace(OPTIONS, dtype="bfloat16"))
+    differs(spec, replace(OPTIONS, dtype="auto"))
+    if "text" in card.dims:
+        differs(spec, replace(OPTIONS, max_tokens=5))
+    if not isinstance(spec, HfEncoder):
+        return
+    copy = HfEncoder(kind="hf", model=str(tmp_path / "copy"))
+    shutil.copytree(spec.model, copy.model)
+    assert describe(copy, OPTIONS).fingerprint == base
+    family = FAMILIES[entry.split()[1]]
+    if family.pooling is not None:
+        other = "mean" if family.pooling == "cls" else "cls"
+        differs(copy.model_copy(update={"pooling": other}))
+    change_one_weight(Path(copy.model))
+    differs(copy)
+    if "image" in card.dims:
+        change_image_mean(Path(copy.model))
+        differs(copy)
+
+
+def change_one_weight(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.dtype is torch.float32)
+    tensors[name].view(-1)[0] += 1e-3
+    save_file(tensors, path, {"format": "pt"})
+
+
+def change_image_mean(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_mean"][0] += 0.01
+    path.write_text(json.dumps(settings))
+
+
+def spec_of(entry: str, tmp_path: Path) -> EncoderSpec:
+    kind, name = entry.split()
+    if kind == "hf":
+        return HfEncoder(kind="hf", model=str(tinymodels.build(name, tmp_path / "model")))
+    if kind == "packaged":
+        return PackagedEncoder.model_validate({"kind": "packaged", "model": name})
+    return ImportEncoder(kind="import", model="tests.toys:Toy")

@@ -1,0 +1,138 @@
+"""The report: its counts agree, its line is one line, and it is kept without secrets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mmray.report import Example, Report
+from mmray.report.scrub import scrub
+from mmray.storage import Storage
+
+
+def report(**changes: Any) -> Report:
+    """A run that read ten rows, one of them bad."""
+    values: dict[str, Any] = {
+        "job": "embed",
+        "run_id": "r1",
+        "status": "done",
+        "started": "2025-11-21T23:16:00+00:00",
+        "seconds": 4.0,
+        "rows_read": 10,
+        "rows_written": 9,
+        "rows_quarantined": 1,
+        "stages": {"read": 1.0, "encode": 2.5},
+        "timeline": [(1.0, 4), (4.0, 10)],
+        "errors": {"EmptyMember": 1},
+        "examples": [example()],
+        "outputs": {"store": "/data/out", "version": 3},
+    }
+    return Report(**{**values, **changes})
+
+
+def example(**changes: str) -> Example:
+    values = {
+        "source_uri": "/data/a.tar",
+        "source_key": "k",
+        "stage": "read",
+        "error_type": "EmptyMember",
+        "message": "zero bytes",
+    }
+    return Example(**{**values, **changes})
+
+
+def test_a_row_that_was_read_is_written_or_in_quarantine() -> None:
+    with pytest.raises(ValidationError, match="10 rows read, but 8 written and 1 in quarantine"):
+        report(rows_written=8)
+
+
+def test_unknown_fields_and_changes_are_refused() -> None:
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        report(rows_lost=0)
+    with pytest.raises(ValidationError, match="frozen"):
+        report().rows_read = 3
+    with pytest.raises(ValidationError, match="finite"):
+        report(rows_per_second=float("inf"))
+
+
+def test_the_bottleneck_is_the_slowest_stage() -> None:
+    assert report().bottleneck == "encode"
+    assert report(stages={}).bottleneck is None
+    assert report(stages={"read": 0.0}).bottleneck is None
+
+
+def test_the_rate_is_filled_in_only_when_left_out() -> None:
+    assert report().rows_per_second == 2.5
+    assert report(seconds=0.0).rows_per_second == 0.0
+    assert report(rows_per_second=7.0).rows_per_second == 7.0
+
+
+def test_the_line_is_one_line_with_the_promised_head() -> None:
+    line = report(message="a\nb", changed=["/x"]).line()
+    data = json.loads(line)
+    assert "\n" not in line
+    assert list(data)[:9] == [
+        "job",
+        "status",
+        "rows_read",
+        "rows_written",
+        "rows_skipped",
+        "rows_quarantined",
+        "seconds",
+        "rows_per_second",
+        "outputs",
+    ]
+    assert data["message"] == "a\nb"
+    assert not {"timeline", "examples", "changed", "removed"} & data.keys()
+
+
+def test_long_lists_are_cut() -> None:
+    long = report(examples=[example()] * 30, changed=["/a"] * 300, removed=("/b",) * 300)
+    assert (len(long.examples), len(long.changed), len(long.removed)) == (20, 100, 100)
+
+
+def test_saving_keeps_json_and_page_beside_the_store(tmp_path: Path) -> None:
+    saved = report().save(Storage(), str(tmp_path))
+    folder = tmp_path / "_mmray" / "runs" / "r1"
+    assert saved.outputs == {
+        "store": "/data/out",
+        "version": 3,
+        "report": str(folder / "report.json"),
+        "page": str(folder / "report.html"),
+    }
+    assert Report.model_validate_json((folder / "report.json").read_bytes()) == saved
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_text_that_is_no_utf8_can_be_saved(tmp_path: Path) -> None:
+    saved = report(examples=[example(source_key="caf\udce9", message="a\0b")])
+    page = Path(str(saved.save(Storage(), str(tmp_path)).outputs["page"]))
+    assert "caf?" in page.read_text(encoding="utf-8")
+
+
+def test_secrets_never_reach_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    words = "denied: wJalrXUtnFEMI, http://me:pass@host/a?X-Amz-Signature=abc123&x=1"
+    saved = report(
+        status="failed", message=words, examples=[example(message=words)]
+    ).save(Storage(), str(tmp_path))  # fmt: skip
+    kept = saved.line() + "".join(
+        path.read_text() for path in tmp_path.rglob("report.*") if path.is_file()
+    )
+    assert "denied" in kept
+    for secret in ("wJalrXUtnFEMI", "pass@", "abc123"):
+        assert secret not in kept
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("no secret in s3://bucket/key@2x.png", "no secret in s3://bucket/key@2x.png"),
+        ("secret_access_key=abc next", "secret_access_key=*** next"),
+        ('{"session_token": "abc", "a": 1}', '{"session_token": "***", "a": 1}'),
+    ],
+)
+def test_scrub(text: str, clean: str) -> None:
+    assert scrub(text) == clean
