@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from mmray.demo.processes import (
+    GRPC_OFFSET,
     HOST,
+    ROLES,
     find_process,
     free_ports,
     identity_of,
@@ -137,8 +139,9 @@ class LocalS3:
         if process.poll() is None:
             process.kill()
         process.wait()
-        for kind in ("s3", "filer"):
-            (SOCKETS / f"seaweedfs-{kind}-{self._ports[kind]}.sock").unlink(missing_ok=True)
+        for role, port in self._ports.items():
+            for name in (f"{role}-{port}", f"{role}-grpc-{port + GRPC_OFFSET}"):
+                (SOCKETS / f"seaweedfs-{name}.sock").unlink(missing_ok=True)
 
     stop = kill  # the server's data survives SIGKILL, and an orderly stop takes seconds
 
@@ -217,7 +220,8 @@ class LocalS3:
         if path.exists():
             state = json.loads(path.read_text())
             self.access_key, self.secret_key = state["access_key"], state["secret_key"]
-            self._ports = self._ports or state["ports"]
+            if not self._ports and state["ports"].keys() == set(ROLES):
+                self._ports = state["ports"]
         elif not self.access_key:
             self.access_key = "local" + secrets.token_hex(6)
             self.secret_key = secrets.token_urlsafe(30)

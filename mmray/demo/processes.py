@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 # hand out ports for outgoing connections, so that none is taken between the check and the start.
 GRPC_OFFSET = 10_000
 PORTS = range(11_000, 22_000)
-ROLES = ("s3", "master", "volume", "filer")
+ROLES = ("s3", "master", "volume", "filer", "admin")
 
 
 def free_ports() -> dict[str, int]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from mmray.store import delta
 from mmray.store.changes import Change, Outcome, Ready, make_ready, uri_range
-from mmray.store.coverage import Coverage, overlap
+from mmray.store.coverage import Coverage, PartInfo, overlap
 from mmray.store.liveness import Group, Standing, alone, standings
 from mmray.store.parts import Receipt, attempt_of
 from mmray.store.rewrite import without_rows
@@ -87,6 +87,7 @@ class _Attempt:
         self._id = uuid.uuid4().hex
         self._since = self._store.version
         self._tried = False
+        self._strange: list[PartInfo] = []
         self._accepted: list[Ready] = []
         self._dropped: list[Ready] = []
         self._before: list[tuple[Group, Standing]] = []
@@ -119,6 +120,7 @@ class _Attempt:
     def _judge(self) -> None:
         """Split the changes by whether they fit the version that is seen."""
         self._accepted, self._dropped = [], []
+        self._strange = self._find_strange()
         taken, removed = Coverage(), set[str]()
         for ready in self._ready:
             if self._landed_before(ready):
@@ -166,17 +168,22 @@ class _Attempt:
     def _rivals(self, ready: Ready, gone: frozenset[str]) -> bool:
         """Whether another driver has since added parts with source_uris among ours but of another
         shard: raw files that it listed, and so sliced, differently."""
-        stored, base, own = self._store.stored, self._owner._base, self._owner._own
-        fresh = stored.parts.keys() - base.parts.keys() - own - gone
         ranges = [(r.span.shard, *uri_range(r)) for r in ready.receipts]
-        for part in (stored.parts[path] for path in fresh):
-            if all(base.overlaps(span) for span in part.spans):
-                continue  # a rewrite of rows that the plan knew
+        for part in self._strange:
+            if part.path in gone:
+                continue
             shards = {span.shard for span in part.spans}
             for shard, low, high in ranges:
                 if shard not in shards and part.min_uri <= high and low <= part.max_uri:
                     return True
         return False
+
+    def _find_strange(self) -> list[PartInfo]:
+        """The parts that other drivers have added since this run was planned."""
+        stored, base = self._store.stored.parts, self._owner._base
+        fresh = stored.keys() - base.parts.keys() - self._owner._own
+        # A part whose spans the plan knew is a rewrite of rows that it knew.
+        return [stored[p] for p in fresh if not all(map(base.overlaps, stored[p].spans))]
 
     def _rewrite(self, ready: Ready) -> None:
         """Write the parts that keep what is not dropped; once, since parts never change."""

@@ -1,0 +1,126 @@
+"""`mmray demo`: the main job on real pictures, on an S3 server of its own, told step by step.
+
+Everything lands under `out/demo`, which each demo starts anew; downloads are kept in the cache.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mmray
+from mmray.demo.objectstore import LocalS3
+from mmray.demo.pack import pack
+from mmray.demo.stamps import fetch_stamps, stamps, user_samples
+from mmray.errors import MmrayError
+from mmray.report import Report
+from mmray.storage import Storage
+
+OUT = Path("out") / "demo"
+SHARDS = 8
+SPEC: dict[str, Any] = {
+    "job": "embed",
+    "source": {"kind": "webdataset", "uri": "s3://demo/pictures/*.tar"},
+    "encoder": {"kind": "packaged", "model": "zeroshot"},
+    "store": {"uri": "s3://demo/stores/pictures"},
+    "keep": ["caption", "category"],
+    "thumbnails": 96,
+    "errors": {"max_fraction": 0.05},
+}
+FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN")
+"""What a shell may hold that would lead to another server."""
+
+
+def main(data: Path | None = None, out: Path = OUT) -> Report:
+    """Pack, embed, show, and embed again.
+
+    Raises:
+        RefusedError: the pictures can't be had, or `data` holds none.
+        MmrayError: a step did not do what the demo says it does.
+    """
+    say = _Steps(6)
+    say("get pictures with captions")
+    folder = data or fetch_stamps()
+    pictures = list(user_samples(folder) if data else stamps(folder))
+    print(f"  {len(pictures):,} pictures in {folder}")
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    say("start an S3 server (SeaweedFS) on loopback and pack the pictures into tars on it")
+    with LocalS3(out / "s3") as server, _environment(server):
+        server.make_bucket("demo")
+        tars = pack(pictures, Storage(), "s3://demo/pictures", SHARDS)
+        print(f"  {len(tars)} tars under s3://demo/pictures at {server.endpoint}")
+
+        say("embed pictures and captions into a store: mmray run jobs/embed-demo.yaml")
+        report = mmray.run(SPEC)
+        _tell(report)
+
+        say("look at the store: mmray store info s3://demo/stores/pictures")
+        _show_store()
+
+        say("keep the report: its page shows what is near what")
+        page = out / "report.html"
+        page.write_bytes(Storage().read_bytes(str(report.outputs["page"])))
+        print(f"  {page.absolute()}")
+
+        say("run the same job again: nothing is done twice")
+        again = mmray.run(SPEC)
+        _tell(again)
+        if again.rows_read:
+            raise MmrayError(f"the second run read {again.rows_read} rows that were done")
+    print(f"\ndone in {say.seconds:.0f} s. Open {page} in a browser.")
+    return report
+
+
+class _Steps:
+    """Numbers the steps, and knows how long all of them took."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._number, self._start = total, 0, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        self._number += 1
+        print(f"\n[{self._number}/{self._total}] {text}", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+@contextmanager
+def _environment(server: LocalS3) -> Iterator[None]:
+    """The server's address and keys in the environment, where jobs look for them."""
+    before = {name: os.environ.get(name) for name in (*server.environment, *FOREIGN)}
+    os.environ.update(server.environment)
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _tell(report: Report) -> None:
+    print(
+        f"  {report.rows_written:,} rows written, {report.rows_skipped:,} skipped, "
+        f"{report.rows_quarantined:,} quarantined in {report.seconds:.1f} s"
+        + (f"; most time went into: {report.bottleneck}" if report.bottleneck else "")
+    )
+    for example in report.examples[:3]:
+        print(f"    {example.source_key}: {example.error_type}: {example.message}")
+
+
+def _show_store() -> None:
+    info = mmray.open_store(SPEC["store"]["uri"]).info()
+    print(f"  {info.rows:,} rows in {info.parts} parts, version {info.version}")
+    print(f"  made by {info.meta.encoder}, fingerprint {info.meta.fingerprint}")
+    dims = ", ".join(f"{modality} {dim}" for modality, dim in info.meta.dims.items())
+    print(f"  vectors: {dims}")
