@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -77,9 +76,14 @@ class Run:
         """Whether it has not ended yet."""
         return self.process.poll() is None
 
-    def signal(self, number: int = signal.SIGKILL) -> None:
+    def signal(self, number: int) -> None:
         """Send a signal to the driver alone, by its own process id."""
         self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; returns when it is gone."""
+        self.process.kill()
+        self.process.communicate(timeout=TIMEOUT)
 
     def workers(self) -> list[int]:
         """Process ids of this run's encoder actors."""

@@ -65,7 +65,9 @@ def load(card: EncoderCard, device: str, options: EncodeOptions) -> "TowerEncode
     sentence, tokenizer = minilm.text, load_tokenizer(model.folder)
     lite0 = Lite0(lite0_weights())
     placement.settle(minilm.module)
-    placement.settle(lite0.module)
+    # The softmax sharpens what bfloat16 rounds: images would fall to a cosine of 0.9986 to float32.
+    exact = place(device, "float32" if options.dtype == "auto" else options.dtype)
+    exact.settle(lite0.module)
 
     rules = TextRules(limit=card.max_tokens or 256)
 
@@ -88,7 +90,7 @@ def load(card: EncoderCard, device: str, options: EncodeOptions) -> "TowerEncode
 
     return TowerEncoder(
         card,
-        image=ImageTower(picture, LITE0_TRANSFORM, placement, options),
+        image=ImageTower(picture, LITE0_TRANSFORM, exact, options),
         text=TextTower(text, tokenizer, placement, options, rules),
     )
 

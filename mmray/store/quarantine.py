@@ -7,6 +7,7 @@ count; `live()` is the truth, and commits remove what they outdate.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 
@@ -32,8 +33,9 @@ SCHEMA = pa.schema(
         pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
-_GROUPED = ["fragment", "attempt", "written", "run_id", "at", "source_uri"]
 _MANY_FILES = 64
+_READERS = 8
+_CACHED_ROWS = 100_000
 
 
 class Quarantine:
@@ -44,6 +46,7 @@ class Quarantine:
         self._root, self._storage, self._stored = root, storage, stored
         self._table: DeltaTable | None = None
         self._groups: dict[str, list[Group]] = {}
+        self._files: dict[str, pa.Table] = {}
         self._live: tuple[tuple[int | None, int], pa.Table] | None = None
 
     def _reload(self) -> DeltaTable | None:
@@ -64,18 +67,27 @@ class Quarantine:
         if table is None:
             return []
         paths = delta.actions(table)["path"].to_pylist()
-        self._groups = {
-            path: self._groups[path] if path in self._groups else self._read_groups(path)
-            for path in paths
-        }
+        fresh = [path for path in paths if path not in self._groups]
+        read = zip(fresh, map(self.grouped, self._read(fresh)), strict=True)
+        known = {**self._groups, **dict(read)}
+        self._groups = {path: known[path] for path in paths}
         merged: dict[tuple[str, str], Group] = {}
         for group in (group for path in paths for group in self._groups[path]):
             other = merged.get(group.key)
             merged[group.key] = group if other is None else max(other, group, key=lambda g: g.at)
         return list(merged.values())
 
-    def _read_groups(self, path: str) -> list[Group]:
-        return self.grouped(read_part(self._storage, self.uri, path, _GROUPED))
+    def _read(self, paths: list[str]) -> list[pa.Table]:
+        """The rows of these files; the small ones that commits leave are kept in memory."""
+        fresh = [path for path in paths if path not in self._files]
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = pool.map(lambda path: read_part(self._storage, self.uri, path), fresh)
+            tables = {path: table.cast(SCHEMA) for path, table in zip(fresh, read, strict=True)}
+        found = [tables[path] if path in tables else self._files[path] for path in paths]
+        if sum(table.num_rows for table in self._files.values()) > _CACHED_ROWS:
+            self._files.clear()
+        self._files.update((p, t) for p, t in tables.items() if t.num_rows < _CACHED_ROWS)
+        return found
 
     @staticmethod
     def grouped(rows: pa.Table) -> list[Group]:
@@ -103,8 +115,7 @@ class Quarantine:
         if table is None:
             return SCHEMA.empty_table()
         paths = delta.actions(table)["path"].to_pylist()
-        read = [read_part(self._storage, self.uri, path).cast(SCHEMA) for path in paths]
-        return pa.concat_tables(read) if read else SCHEMA.empty_table()
+        return pa.concat_tables([SCHEMA.empty_table(), *self._read(paths)])
 
     def live(self) -> pa.Table:
         """The rows that count, each id once; columns of `Quarantined`, attempt, run_id, at."""
