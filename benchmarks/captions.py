@@ -61,7 +61,7 @@ def _encoder(options: Options, dtype: str) -> Figure:
 
 def _job(options: Options, dtype: str) -> Figure:
     """The whole job, tars to store, against two bare sentence-transformers processes."""
-    total = options.size(24_000 if dtype == "float32" else 40_000, 4000)
+    total = options.size(24_000 if dtype == "float32" else 40_000, 12_000)
     tars = data.caption_tars(total, per_tar=2000)
 
     def ours() -> float:
@@ -71,7 +71,7 @@ def _job(options: Options, dtype: str) -> Figure:
         return jobs.run(spec).rate()
 
     def peer() -> float:
-        most = min(total // 2, options.size(10_240, 4096))
+        most = min(total // 2, options.size(10_240, 6000))
         peers = [
             Peer(
                 "sentences",

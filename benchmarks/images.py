@@ -129,7 +129,7 @@ def _reference(pictures: list[Any], model: str) -> np.ndarray:
 
 def tune() -> None:
     """Try settings of the hand-written loop: `python -m benchmarks.images`."""
-    tars = data.photo_tars(POOL, per_tar=100, pool=POOL)[:4]
+    tars = data.photo_tars(POOL, per_tar=100, pool=POOL)[:3]
     for autocast in (False, True):
         for threads in (2, 1):
             for decoders in (1, 2):

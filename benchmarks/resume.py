@@ -143,12 +143,12 @@ class Opened:
             try:
                 events = os.read(self._file, 1 << 20)
             except BlockingIOError:
-                return found
+                return found - {""}
             while events:
                 _, mask, _, length = self._EVENT.unpack_from(events)
                 assert not mask & 0x4000, "more events than the kernel kept"
                 name = events[self._EVENT.size : self._EVENT.size + length]
-                found.add(name.rstrip(b"\0").decode())
+                found.add(name.rstrip(b"\0").decode())  # empty: the folder itself, listed
                 events = events[self._EVENT.size + length :]
 
     def __enter__(self) -> Self:

@@ -53,11 +53,13 @@ class Run:
         path = folder / "spec.yaml"
         path.write_text(yaml.safe_dump(spec))
         self.log = folder / f"stderr-{time.monotonic_ns()}.txt"
+        self.out = self.log.with_name(self.log.name.replace("stderr", "stdout"))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-        with self.log.open("wb") as log:
+        # Files, not pipes: Ray's processes hold what they inherit for longer than the driver lives.
+        with self.log.open("wb") as log, self.out.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mmray", "run", str(path), "--json", *arguments],
-                stdout=subprocess.PIPE,
+                stdout=out,
                 stderr=log,
                 env=environment,
                 cwd=ROOT,
@@ -65,10 +67,10 @@ class Run:
 
     def finish(self, code: int = 0) -> dict[str, Any]:
         """Wait for the end; the report from the last line. Fails unless it exits with `code`."""
-        out, _ = self.process.communicate(timeout=TIMEOUT)
+        self.process.wait(timeout=TIMEOUT)
         errors = self.log.read_text()
         assert self.process.returncode == code, f"exit {self.process.returncode}\n{errors}"
-        lines = out.decode().splitlines()
+        lines = self.out.read_text().splitlines()
         return json.loads(lines[-1]) if lines else {}
 
     @property
@@ -83,7 +85,7 @@ class Run:
     def kill(self) -> None:
         """SIGKILL to the driver alone; returns when it is gone."""
         self.process.kill()
-        self.process.communicate(timeout=TIMEOUT)
+        self.process.wait(timeout=TIMEOUT)
 
     def workers(self) -> list[int]:
         """Process ids of this run's encoder actors."""

@@ -11,12 +11,11 @@ import io
 import json
 import sys
 import tarfile
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from queue import Queue
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -24,6 +23,8 @@ from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
 SIDE = 224
+AHEAD = 4
+"""Batches that are decoded or waiting to be, beside the one in the model."""
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
@@ -43,8 +44,8 @@ def decode(data: bytes) -> np.ndarray:
     """uint8 [224, 224, 3], resized and cropped as CLIP's processor does."""
     image = Image.open(io.BytesIO(data))
     width, height = image.size
-    scale = min(width, height) / SIDE
-    size = (int(width / scale), int(height / scale))
+    short = min(width, height)
+    size = (SIDE * width // short, SIDE * height // short)
     left, top = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     image.draft("RGB", (2 * size[0], 2 * size[1]))
     across, down = image.width / size[0], image.height / size[1]
@@ -56,27 +57,16 @@ def decode(data: bytes) -> np.ndarray:
 
 def batches(tars: list[str], size: int, decoders: int) -> Iterator[torch.Tensor]:
     """uint8 [n, 3, 224, 224], decoded ahead by `decoders` threads."""
-    queue: Queue[torch.Tensor | None] = Queue(4)
-
-    def fill() -> None:
-        waiting: list[Any] = []
-        with ThreadPoolExecutor(decoders) as pool:
-            for data in jpegs(tars):
-                waiting.append(pool.submit(decode, data))
-                if len(waiting) == size:
-                    queue.put(_stacked(waiting))
-                    waiting = []
-        if waiting:
-            queue.put(_stacked(waiting))
-        queue.put(None)
-
-    threading.Thread(target=fill, daemon=True).start()
-    while (batch := queue.get()) is not None:
-        yield batch
-
-
-def _stacked(waiting: list[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([each.result() for each in waiting])).permute(0, 3, 1, 2)
+    with ThreadPoolExecutor(decoders) as pool:
+        data = jpegs(tars)
+        ahead: deque[Future[np.ndarray]] = deque()
+        while True:
+            for each in islice(data, AHEAD * size - len(ahead)):
+                ahead.append(pool.submit(decode, each))
+            if not ahead:
+                return
+            images = [ahead.popleft().result() for _ in range(min(size, len(ahead)))]
+            yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def main(

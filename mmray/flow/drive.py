@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmray.flow.batch import Failed, Finished, Work
+from mmray.flow.batch import Batch, Failed, Finished, Work
 from mmray.flow.stages import Stages
 from mmray.specs.common import Resources
 
@@ -41,10 +42,12 @@ def cluster(resources: Resources) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = resources.address or os.environ.get("RAY_ADDRESS")
+    # "local" by name: left to itself, Ray joins whatever was last started on this machine, such as
+    # another run's session, and dies with it.
+    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     ray.init(
         address=address,
-        include_dashboard=None if address else False,
+        include_dashboard=False if address == "local" else None,
         log_to_driver=False,
         logging_level=logging.WARNING,
         configure_logging=False,
@@ -85,14 +88,25 @@ class Drive:
 
 
 def _items(work: Sequence[Work], stages: Stages) -> Iterator[Item]:
+    with _data_context():
+        dataset = _dataset(work, stages)
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            for item in batch["item"]:
+                yield pickle.loads(item)  # our own workers' words
+
+
+def _dataset(work: Sequence[Work], stages: Stages) -> Any:
+    """Work in, pickled items out; lazy."""
     import ray.data
 
     resources = stages.spec.resources
     split = bool(resources.gpus) and stages.limit is None
-    blocks = min(len(work), MAX_BLOCKS)
-    with _data_context():
+    with warnings.catch_warnings():
+        # Ray says that retries are to be set otherwise from 2.64 on, but not yet how.
+        warnings.simplefilter("ignore", DeprecationWarning)
         dataset: Any = ray.data.from_items(
-            [{"work": pickle.dumps(each)} for each in work], override_num_blocks=blocks
+            [{"work": pickle.dumps(each)} for each in work],
+            override_num_blocks=min(len(work), MAX_BLOCKS),
         )
         if split:
             dataset = dataset.map_batches(
@@ -102,18 +116,15 @@ def _items(work: Sequence[Work], stages: Stages) -> Iterator[Item]:
                 num_cpus=resources.decode_cpus,
                 max_retries=0,
             )
-        dataset = dataset.map_batches(
+        return dataset.map_batches(
             _EncodeActor if split else _FusedActor,
             fn_constructor_args=(stages,),
-            batch_size=None,
+            batch_size=1,  # a block is one row, but Ray wants a number where GPUs are asked for
             compute=_pool(resources, 1 if stages.limit is not None else len(work)),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_task_retries=0,
         )
-        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            for item in batch["item"]:
-                yield pickle.loads(item)  # our own workers' words
 
 
 @contextmanager
@@ -121,7 +132,9 @@ def _data_context() -> Iterator[None]:
     """Ray Data set up for receipts: each goes out as it is made, and a lost worker ends no pass."""
     from ray.data import DataContext
 
-    context = DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fields that Ray itself copies
+        context = DataContext.get_current().copy()
     context.target_max_block_size = 1
     context.max_errored_blocks = -1
     context.enable_progress_bars = False
@@ -155,11 +168,19 @@ def _pool(resources: Resources, shards: int) -> Any:
     return ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
 
 
-def _packed(items: Iterator[Any]) -> Iterator[dict[str, np.ndarray]]:
-    for item in items:
-        column = np.empty(1, dtype=object)
-        column[0] = pickle.dumps(item, protocol=5)
-        yield {"item": column}
+def _packed(items: Iterator[Any], uri: str) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        for item in items:
+            yield _row(item)
+    except Exception:  # noqa: BLE001 (a fault of ours: it must not pass for a worker that died)
+        words = f"a fault in mmray, please report it:\n{traceback.format_exc()}"
+        yield _row(Failed(uri, words, fatal=True))
+
+
+def _row(item: Any) -> dict[str, np.ndarray]:
+    column = np.empty(1, dtype=object)
+    column[0] = pickle.dumps(item, protocol=5)
+    return {"item": column}
 
 
 class _FusedActor:
@@ -169,14 +190,16 @@ class _FusedActor:
         self._stages = stages
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        for work in batch["work"]:
-            yield from _packed(self._stages.fused(pickle.loads(work)))
+        for packed in batch["work"]:
+            work: Work = pickle.loads(packed)
+            yield from _packed(self._stages.fused(work), work.shard.uri)
 
 
 def _decode(batch: dict[str, np.ndarray], stages: Stages) -> Iterator[dict[str, np.ndarray]]:
     """Reads and decodes; one fragment is one block."""
-    for work in batch["work"]:
-        yield from _packed(stages.decoded(pickle.loads(work)))
+    for packed in batch["work"]:
+        work: Work = pickle.loads(packed)
+        yield from _packed(stages.decoded(work), work.shard.uri)
 
 
 class _EncodeActor:
@@ -186,5 +209,7 @@ class _EncodeActor:
         self._stages = stages
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        for item in batch["item"]:
-            yield from _packed(self._stages.encoded(pickle.loads(item)))
+        for packed in batch["item"]:
+            item: Batch | Failed = pickle.loads(packed)
+            uri = item.uri if isinstance(item, Failed) else item.shard_uri
+            yield from _packed(self._stages.encoded(item), uri)

@@ -43,17 +43,21 @@ class Plan:
     """The commits that take the removed rows out."""
 
 
-def make_plan(source: Source, store: Store | None) -> Plan:
+def make_plan(source: Source, store: Store | None, *, prune: bool = False) -> Plan:
     """List the source and find what no commit covers. Reads no sample.
+
+    A named object that isn't there is refused, unless the store has its rows, or `prune` says that
+    the rows of what is gone are to go too.
 
     Raises:
         RefusedError: the source can't be listed, or has nothing in it.
     """
     if store is None:
-        shards = list(source.shards())
+        shards = list(source.shards((lambda _: True) if prune else None))
         return Plan([Work(shard, 0, shard.size) for shard in shards], shards=len(shards))
     coverage = store.coverage()
-    shards = list(source.shards(known=frozenset(coverage.shards.values())))
+    known = frozenset(coverage.shards.values())
+    shards = list(source.shards(lambda uri: prune or uri in known))
     planner = _Planner(source, store, coverage, Plan(shards=len(shards)))
     planner.plan_slices(shards) if source.sliced else planner.plan_shards(shards)
     return planner.plan

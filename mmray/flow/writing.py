@@ -111,7 +111,7 @@ def _array(values: list[object], kind: pa.DataType) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     vectors = [value for value in values if value is not None]
     flat = np.concatenate(vectors) if vectors else np.empty(0, np.float32)  # type: ignore[arg-type]
-    mask = pa.array([value is None for value in values])
+    mask = pa.array([value is None for value in values], pa.bool_())
     return pa.ListArray.from_arrays(
         pa.array(offsets), pa.array(flat, pa.float32()), type=kind, mask=mask
     )

@@ -68,7 +68,7 @@ class _Job:
         main = Store.open(self.uri, self.storage) if Store.exists(self.uri, self.storage) else None
         rebuild = main is not None and self._is_of_other_model(main)
         store = self._staging() if rebuild else main
-        plan = make_plan(self.source, store)
+        plan = self._plan(store)
         self.startup["plan"] = self._elapsed()
         store = store or self._create(self.uri)
         failure: Interrupted | JobFailed | None = None
@@ -86,6 +86,9 @@ class _Job:
             failure.report = report
             raise failure
         return report
+
+    def _plan(self, store: Store | None) -> Plan:
+        return make_plan(self.source, store, prune=self.spec.on_removed == "prune")
 
     def _work(self, store: Store, plan: Plan) -> None:
         prunes = plan.prunes if self.spec.on_removed == "prune" else []
@@ -114,7 +117,7 @@ class _Job:
 
         def replan() -> Plan:
             store.reload()
-            return make_plan(self.source, store)
+            return self._plan(store)
 
         flow = Flow(stages, committer, replan, self.show)
         self.tally = flow.tally

@@ -4,7 +4,7 @@ A source lists on the driver (`shards`) and streams on a worker (`read`). A new 
 and one line in `SOURCES`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from mmray.sources.cut import Cut
@@ -37,11 +37,11 @@ class Source(Protocol):
     sliced: bool
     """Whether shards are slices of a listing, whose samples are objects of their own."""
 
-    def shards(self, known: frozenset[str] = frozenset()) -> Iterator[Shard]:
+    def shards(self, may_be_gone: Callable[[str], bool] | None = None) -> Iterator[Shard]:
         """The shards, sorted by uri; lists objects and reads no data. Runs on the driver.
 
-        Raises RefusedError where the input is missing, empty or not to be read; objects that an
-        earlier run read (`known`) may be gone.
+        Raises RefusedError where the input is missing, empty or not to be read; named objects of
+        which `may_be_gone` says True are left out instead.
         """
         ...
 

@@ -6,7 +6,7 @@ goes changes the slice it is in and leaves the others as they were.
 
 import hashlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
@@ -43,10 +43,10 @@ class FilesReader:
         self._cut = cut
         self.ignored = 0
 
-    def shards(self, known: frozenset[str] = frozenset()) -> Iterator[Shard]:
+    def shards(self, may_be_gone: Callable[[str], bool] | None = None) -> Iterator[Shard]:
         """The slices; their units are positions."""
         groups: dict[str, list[Object]] = {}
-        listed = self._storage.expand(self._uri, known)
+        listed = self._storage.expand(self._uri, may_be_gone)
         for item in listed:
             stem = stem_of(item.uri)
             if stem:

@@ -5,7 +5,7 @@ a tar is torn the sample that may lack files is the error. Format: the WebDatase
 `folder/key.ext`; keys keep their folder.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
 from mmray.errors import BadSample, RefusedError, SampleError
@@ -40,11 +40,11 @@ class WebDatasetReader:
         self._cut = cut
         self.ignored = 0
 
-    def shards(self, known: frozenset[str] = frozenset()) -> Iterator[Shard]:
+    def shards(self, may_be_gone: Callable[[str], bool] | None = None) -> Iterator[Shard]:
         """One shard for each tar; its units are bytes, uncompressed ones of a gzipped tar."""
         found: list[Shard] = []
         self.ignored = 0
-        for item in self._storage.expand(self._uri, known):
+        for item in self._storage.expand(self._uri, may_be_gone):
             name = item.uri.lower()
             if name.endswith(_OTHER_TARS):
                 raise RefusedError(f"{item.uri}: only .tar, .tar.gz and .tgz can be read")

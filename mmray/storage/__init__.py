@@ -26,6 +26,9 @@ __all__ = ["MissingBucket", "Object", "Storage", "is_s3", "is_transient", "join"
 
 LISTING_THREADS = 16
 
+Gone = Callable[[str], bool]
+"""Whether an object that is named and not there may be missing."""
+
 Objects = list[Object]  # within Storage, `list` is its method
 
 
@@ -99,11 +102,11 @@ class Storage:
         # Some servers list folder by folder, which isn't the order of the keys.
         return iter(sorted(found, key=lambda item: item.uri))
 
-    def expand(self, uri: str | Sequence[str], known: frozenset[str] = frozenset()) -> Objects:
+    def expand(self, uri: str | Sequence[str], may_be_gone: Gone | None = None) -> Objects:
         """What is named: objects, folders, globs (`*`, `?`, `[..]`, `**`) and brace ranges.
 
         Sorted by uri, each once. Raises RefusedError naming what doesn't exist, holds nothing or
-        may not be read; of `known` names, which an earlier run has read, one may be gone.
+        may not be read; a name of which `may_be_gone` says True is left out instead.
         """
         wanted = [uri] if isinstance(uri, str) else uri
         found: dict[str, Object] = {}
@@ -112,8 +115,7 @@ class Storage:
                 for text in wanted:
                     normal = self.normalise(text)
                     every = [normal] if self._exists(normal) else names.expand_braces(normal)
-                    here = (each for each in every if each not in known or self._exists_now(each))
-                    for objects in pool.map(self._expand_one, here):
+                    for objects in pool.map(lambda one: self._expand_one(one, may_be_gone), every):
                         found.update((item.uri, item) for item in objects)
         except (FileNotFoundError, PermissionError) as error:
             raise RefusedError(_words(error)) from error
@@ -136,7 +138,7 @@ class Storage:
 
         return matches
 
-    def _expand_one(self, uri: str) -> Objects:
+    def _expand_one(self, uri: str, may_be_gone: Gone | None) -> Objects:
         found = self._stat_or_none(uri)
         if found is not None:
             return [found]
@@ -148,7 +150,7 @@ class Storage:
             objects = [item for item in listed if matches(item.uri)]
         else:
             objects = [*self.list(uri)]
-        if not objects:
+        if not objects and not (may_be_gone and may_be_gone(uri)):
             reason = "matches nothing" if names.has_magic(uri) else "does not exist or is empty"
             raise RefusedError(f"{uri}: {reason}")
         return objects
@@ -157,9 +159,6 @@ class Storage:
         # A name may hold brackets or braces itself; then it means that object.
         special = names.has_magic(uri) or "{" in uri
         return not special or self._stat_or_none(uri) is not None
-
-    def _exists_now(self, uri: str) -> bool:
-        return self._stat_or_none(uri) is not None
 
     def _stat_or_none(self, uri: str) -> Object | None:
         if is_s3(uri) and not names.split_s3(uri)[1]:

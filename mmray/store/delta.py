@@ -14,8 +14,8 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
 from deltalake.exceptions import DeltaError, SchemaMismatchError, TableNotFoundError
 
-from mmray.errors import RefusedError, StorageError
-from mmray.storage import Storage, is_transient, with_backoff
+from mmray.errors import MmrayError, RefusedError, StorageError
+from mmray.storage import Storage, is_transient, join, with_backoff
 
 PATIENCE = 120.0
 """Seconds that a commit waits out broken storage or other writers."""
@@ -29,9 +29,27 @@ def properties(**values: Any) -> CommitProperties:
 
 
 def exists(uri: str, storage: Storage) -> bool:
-    """Whether a Delta table is at `uri`."""
+    """Whether a Delta table is at `uri`.
+
+    Raises:
+        RefusedError: the place can't be looked at: wrong credentials, no such bucket.
+        StorageError: storage stayed broken.
+    """
     options = storage.delta_options(uri)
-    return with_backoff(uri, lambda: DeltaTable.is_deltatable(uri, storage_options=options))
+    try:
+        return with_backoff(uri, lambda: DeltaTable.is_deltatable(uri, storage_options=options))
+    except OSError as error:
+        raise _explained(uri, storage, error) from error
+
+
+def _explained(uri: str, storage: Storage, error: OSError) -> MmrayError:
+    """What is wrong, in the words of a plain listing: deltalake's tell of requests and retries."""
+    try:
+        for _ in storage.list(join(uri, "_delta_log")):
+            break
+    except (PermissionError, FileNotFoundError) as clear:
+        return RefusedError(str(clear))
+    return StorageError(uri, str(error))
 
 
 def open_table(uri: str, storage: Storage, version: int | None = None) -> DeltaTable:
@@ -48,6 +66,8 @@ def open_table(uri: str, storage: Storage, version: int | None = None) -> DeltaT
         )
     except TableNotFoundError as error:
         raise RefusedError(f"{uri} is not a Delta table") from error
+    except OSError as error:
+        raise _explained(uri, storage, error) from error
     except DeltaError as error:
         if version is not None:
             raise RefusedError(f"{uri} has no version {version} that can be read") from error
