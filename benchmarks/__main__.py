@@ -7,7 +7,7 @@ import importlib
 import os
 import time
 
-from benchmarks.measure import Figure, Options, line, machine, say, wait_until_calm
+from benchmarks.measure import Figure, Options, line, machine, say
 
 NAMES = ("nearfree", "images", "captions", "memory", "rerun", "resume")
 
@@ -26,8 +26,6 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     found: list[Figure] = []
     for name in given.names or NAMES:
-        if not given.small:
-            wait_until_calm()
         say(f"{name}:")
         start = time.monotonic()
         for figure in importlib.import_module(f"benchmarks.{name}").figures(options):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import data, jobs, models
-from benchmarks.measure import Figure, Options, Peer, pairs, ticks_of, together
+from benchmarks.measure import Figure, Options, Peer, ratio, rounds, ticks_of, together
 from benchmarks.texts import mixed_captions
 
 FRAGMENT = 1024
@@ -50,13 +50,13 @@ def _encoder(options: Options, dtype: str) -> Figure:
 
     ours.encode_texts(texts[:64])
     theirs(texts[:64])
-    ratio, raw = pairs(
-        options.pairs,
-        lambda: rate(ours.encode_texts, FRAGMENT),
-        lambda: rate(theirs, len(texts)),
-    )
+    sides = {
+        "ours": lambda: rate(ours.encode_texts, FRAGMENT),
+        "peer": lambda: rate(theirs, len(texts)),
+    }
+    raw = rounds(options.pairs, sides)
     name = f"captions: mmray's encoder / sentence-transformers, {dtype}"
-    return Figure(name, ratio, ">=", 1.3, raw=raw)
+    return Figure(name, ratio(raw), ">=", 1.3, raw=raw)
 
 
 def _job(options: Options, dtype: str) -> Figure:
@@ -86,6 +86,6 @@ def _job(options: Options, dtype: str) -> Figure:
         ]
         return together([ticks_of(each.result()) for each in peers])
 
-    ratio, raw = pairs(options.pairs, ours, peer)
+    raw = rounds(options.pairs, {"ours": ours, "peer": peer})
     name = f"captions: whole job / two sentence-transformers processes, {dtype}"
-    return Figure(name, ratio, ">=", 1.3, raw=raw)
+    return Figure(name, ratio(raw), ">=", 1.3, raw=raw)

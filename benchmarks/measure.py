@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.quiet import MOST, Others, machine_seconds
+
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 600.0
 """Seconds that one run may take."""
@@ -57,22 +59,39 @@ class Figure:
         return self.value >= self.target if self.sign == ">=" else self.value <= self.target
 
 
-def pairs(
-    count: int, ours: Callable[[], float], peer: Callable[[], float]
-) -> tuple[float, dict[str, Any]]:
-    """Run the two sides in turns; the median of ours / peer, and the raw numbers.
+Runs = dict[str, list[float]]
+"""Side to what each of its runs measured; `others`: cores that other programs kept busy."""
 
-    Which side goes first changes from pair to pair, so that a machine that warms up favours none.
+
+def rounds(count: int, sides: dict[str, Callable[[], float]]) -> Runs:
+    """Run the sides in turns, `count` rounds of all.
+
+    The order changes from round to round, so that a machine that warms up favours none. A round in
+    which other programs kept the machine busy is run again, `count` times at most.
     """
-    ratios, raw = [], {"ours": [], "peer": []}  # type: ignore[var-annotated]
-    for number in range(count):
-        sides = [("ours", ours), ("peer", peer)]
-        for name, run in sides if number % 2 == 0 else reversed(sides):
-            raw[name].append(round(run(), 3))
-        ratios.append(raw["ours"][-1] / raw["peer"][-1])
-        say(f"  pair {number + 1}: {raw['ours'][-1]:g} against {raw['peer'][-1]:g}")
-    raw["ratios"] = [round(ratio, 3) for ratio in ratios]
-    return statistics.median(ratios), raw
+    runs: Runs = {name: [] for name in (*sides, "others")}
+    spare = count if count > 1 else 0
+    while len(runs["others"]) < count:
+        measured, cores = {}, 0.0
+        for name in sorted(sides, reverse=len(runs["others"]) % 2 == 1):
+            wait_until_calm(patience=180.0 if spare else 0.0)
+            with Others() as others:
+                measured[name] = sides[name]()
+            cores = max(cores, others.cores)
+        rates = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+        say(f"  {rates}; {cores:.2f} cores to others")
+        if cores > MOST and spare:
+            spare -= 1
+            say("    disturbed: once more")
+            continue
+        for name, value in (*measured.items(), ("others", cores)):
+            runs[name].append(round(value, 3))
+    return runs
+
+
+def ratio(runs: Runs, peer: str = "peer") -> float:
+    """The median of the rounds' ratios, ours over the peer's."""
+    return statistics.median(a / b for a, b in zip(runs["ours"], runs[peer], strict=True))
 
 
 def slope(ticks: Sequence[Tick], start: float = 0.0, stop: float = float("inf")) -> float:
@@ -135,13 +154,15 @@ def machine() -> str:
     )
 
 
-def wait_until_calm(most: float = 1.5, patience: float = 120.0) -> None:
-    """Wait until the machine has little else to do; says so when it doesn't come."""
+def wait_until_calm(seconds: float = 3.0, patience: float = 180.0) -> None:
+    """Wait until others have left the machine alone for some seconds; goes on when they don't."""
     deadline = time.monotonic() + patience
-    while os.getloadavg()[0] > most and time.monotonic() < deadline:
-        time.sleep(2)
-    if os.getloadavg()[0] > most:
-        say(f"  the machine is busy (load {os.getloadavg()[0]:.1f}): figures may be off")
+    while time.monotonic() < deadline:
+        before = machine_seconds()
+        time.sleep(seconds)
+        if machine_seconds() - before <= 2 * MOST * seconds:
+            return
+    say("  the machine is busy: figures may be off")
 
 
 def line(figure: Figure) -> str:

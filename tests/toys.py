@@ -1,4 +1,4 @@
-"""Encoders for tests that need no weights: what a user's own class for `kind: import` looks like."""
+"""Encoders without weights: what a user's own class for `kind: import` looks like."""
 
 from __future__ import annotations
 

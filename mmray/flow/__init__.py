@@ -1,5 +1,6 @@
 """Fragments become rows: plan what is left, run the stages, commit what is finished.
 
 One way: `plan` (what is to be done) -> `drive` (Ray Data runs `stages` on it) -> `run` (commits
-receipts until everything planned is covered). `drive` is the only module of the flow that knows Ray.
+receipts until everything planned is covered). `drive` alone knows Ray; `stages` puts together
+`decoding`, `encoding` and `writing`, and `batch` is what travels between them.
 """

@@ -1,4 +1,4 @@
-"""A fragment's bytes become a batch of arrays and texts; what can't be decoded is marked, not lost."""
+"""A fragment's bytes become a batch of arrays and texts; what can't be decoded keeps its place."""
 
 import json
 from typing import Any

@@ -112,7 +112,7 @@ def _halving(
         result = call([inputs[row] for row in rows])
         if len(result) != len(rows):
             raise BadSample("WrongShape", f"{len(rows)} inputs gave {len(result)} vectors")
-    except Exception as error:  # a user's model may raise anything; the culprit is quarantined
+    except Exception as error:  # noqa: BLE001 (a user's model may raise anything)
         if len(rows) == 1:
             batch.samples[rows[0]].error = SampleError.of("encode", error)
             return

@@ -229,7 +229,7 @@ def _stuck(plan: Plan, failures: list[Failed]) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are noted, so that finished work is committed; a second one ends at once."""
+    """SIGINT and SIGTERM are noted, so that finished work is committed; a second ends at once."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield seen

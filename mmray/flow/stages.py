@@ -1,6 +1,6 @@
 """The stages put together for one process: all of them fused, or decoding and encoding apart.
 
-`Stages` travels to the workers as plain values; models and connections are made there, on first use.
+`Stages` travels to workers as plain values; models and connections are made there, on first use.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmray.encoders import EncodeOptions, Encoder, EncoderCard, load_encoder
-from mmray.errors import MmrayError, ShardChanged, StorageError
+from mmray.errors import MmrayError, StorageError
 from mmray.flow.batch import Batch, Failed, Finished, Timer, Work
 from mmray.flow.decoding import decode
 from mmray.flow.encoding import Remembered, encode

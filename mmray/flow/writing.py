@@ -118,22 +118,20 @@ def _array(values: list[object], kind: pa.DataType) -> pa.Array:
 
 
 def _quarantined(batches: list[Batch]) -> tuple[Quarantined, ...]:
-    rows = []
+    rows: list[Quarantined] = []
     for batch in batches:
-        written = sum(sample.error is None for sample in batch.samples)
-        for sample in batch.samples:
-            if sample.error is not None:
-                rows.append(
-                    Quarantined(
-                        id=sample.id,
-                        source_uri=sample.source_uri,
-                        source_key=sample.source_key,
-                        source_etag=sample.source_etag,
-                        fragment=str(batch.span),
-                        stage=sample.error.stage,
-                        error_type=sample.error.type,
-                        message=sample.error.message,
-                        written=written,
-                    )
-                )
+        rows += [
+            Quarantined(
+                id=sample.id,
+                source_uri=sample.source_uri,
+                source_key=sample.source_key,
+                source_etag=sample.source_etag,
+                fragment=str(batch.span),
+                stage=sample.error.stage,
+                error_type=sample.error.type,
+                message=sample.error.message,
+            )
+            for sample in batch.samples
+            if sample.error is not None
+        ]
     return tuple(rows)

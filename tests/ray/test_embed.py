@@ -1,4 +1,4 @@
-"""The embed job on a real Ray session and real files: what it writes, skips, replaces and refuses."""
+"""The embed job on a real Ray session: what it writes, skips, replaces and refuses."""
 
 from __future__ import annotations
 
