@@ -11,7 +11,6 @@ from mmray.sources.fragment import Fragment, Sample
 from mmray.specs.common import ColumnType
 from mmray.specs.embed import EmbedSpec
 
-PREVIEWS = 2
 PREVIEW_SIDE = 96
 
 
@@ -21,8 +20,12 @@ def decode(
     spec: EmbedSpec,
     modalities: tuple[str, ...],
     image: ImageTransform | None,
+    previews: int = 0,
 ) -> Batch:
-    """Decode the wanted modalities and kept metadata of every sample, and drop the raw bytes."""
+    """Decode the wanted modalities and kept metadata of every sample, and drop the raw bytes.
+
+    The first `previews` pictures are kept small, for the report.
+    """
     batch = Batch(
         span=fragment.span,
         shard_uri=shard_uri,
@@ -32,7 +35,7 @@ def decode(
     )
     if spec.thumbnails:
         batch.columns["thumbnail"] = []
-    previews: list[Preview] = []
+    pictures: list[Preview] = []
     for sample in fragment.samples:
         inputs: dict[str, Any] = {}
         columns: dict[str, Any] = {}
@@ -40,8 +43,8 @@ def decode(
             try:
                 inputs = _inputs(sample, spec, modalities, image)
                 columns = _columns(sample, spec)
-                if len(previews) < PREVIEWS and "image" in sample.members:
-                    previews.append(_preview(sample, spec))
+                if len(pictures) < previews and "image" in sample.members:
+                    pictures.append(_preview(sample, spec))
             except BadSample as error:
                 sample.error = SampleError.of("decode", error)
         for name, column in batch.columns.items():
@@ -49,7 +52,7 @@ def decode(
         for modality, values in batch.inputs.items():
             values.append(inputs.get(modality))
         sample.members = {}
-    batch.previews = tuple(previews)
+    batch.previews = tuple(pictures)
     return batch
 
 

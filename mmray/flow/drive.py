@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mmray.errors import JobFailed
 from mmray.flow.batch import Batch, Failed, Finished, Work
 from mmray.flow.stages import Stages
 from mmray.specs.common import Resources
@@ -33,6 +34,9 @@ def cluster(resources: Resources) -> Iterator[None]:
     """Connect to Ray: the session that is there, the named address, or a new one on this machine.
 
     A connection made here is closed at the end; one that was there stays.
+
+    Raises:
+        JobFailed: this machine has no GPU, and the spec wants one.
     """
     # Ray's core writes to standard error past any logger; what it says there is never our user's.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -53,6 +57,9 @@ def cluster(resources: Resources) -> Iterator[None]:
         configure_logging=False,
     )
     try:
+        seen = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+        if address == "local" and seen < resources.gpus:
+            raise JobFailed(f"resources.gpus is {resources.gpus:g}; Ray sees {seen:g} GPUs here")
         yield
     finally:
         ray.shutdown()
@@ -160,7 +167,10 @@ def _pool(resources: Resources, shards: int) -> Any:
         least = most = 1
     if most is None:
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        fits = total.get("CPU", 1.0) / resources.cpus
+        cpus = total.get("CPU", 1.0)
+        if resources.gpus:  # a decode task must fit beside the encoders, or they wait for ever
+            cpus -= resources.decode_cpus
+        fits = cpus / resources.cpus
         if resources.gpus:
             fits = min(fits, total.get("GPU", 0.0) / resources.gpus)
         least = most = max(1, min(int(fits), shards))

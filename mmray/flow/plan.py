@@ -11,6 +11,7 @@ from mmray.flow.batch import Work
 from mmray.sources import Shard, Source
 from mmray.sources.fragment import Member, Span, slice_shard
 from mmray.store import Change, Coverage, Store
+from mmray.store.liveness import standings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,10 @@ def make_plan(source: Source, store: Store | None, *, prune: bool = False) -> Pl
     known = frozenset(coverage.shards.values())
     shards = list(source.shards(lambda uri: prune or uri in known))
     planner = _Planner(source, store, coverage, Plan(shards=len(shards)))
-    planner.plan_slices(shards) if source.sliced else planner.plan_shards(shards)
+    if source.sliced:
+        planner.plan_slices(shards)
+    else:
+        planner.plan_shards(shards)
     return planner.plan
 
 
@@ -68,10 +72,14 @@ class _Planner:
 
     def __init__(self, source: Source, store: Store, coverage: Coverage, plan: Plan) -> None:
         self.source, self.store, self.coverage, self.plan = source, store, coverage, plan
-        self.quarantined: dict[str, list[tuple[str, str, str]]] = {}
-        """By shard: source_uri, source_etag and fragment of what is in quarantine."""
-        for row in store.quarantine.members():
-            self.quarantined.setdefault(Span.parse(row[2]).shard, []).append(row)
+        self.quarantined: dict[str, int] = {}
+        """By shard: samples in quarantine, of finished fragments."""
+        groups = store.quarantine.groups()
+        standing = standings(groups, store.stored)
+        for group in groups:
+            if standing[group.key] == "live":
+                shard = group.span.shard
+                self.quarantined[shard] = self.quarantined.get(shard, 0) + group.rows
 
     def plan_shards(self, shards: list[Shard]) -> None:
         """Shards that are one object each: a changed one is replaced as a whole."""
@@ -96,10 +104,7 @@ class _Planner:
             return False
         plan, stored = self.plan, self.store.stored
         missing = self.coverage.missing(shard.key, shard.version, shard.size)
-        bad = sum(
-            self.coverage.overlaps(Span.parse(fragment))
-            for _, _, fragment in self.quarantined.get(shard.key, ())
-        )
+        bad = self.quarantined.get(shard.key, 0)
         plan.skipped_rows += bad + sum(stored.parts[p].rows for p in stored.paths(shard.key))
         plan.skipped_quarantined += bad
         plan.finished_shards += not missing
@@ -137,13 +142,11 @@ class _Planner:
     def _stale_rows(self, listed: set[str]) -> dict[str, tuple[str, str]]:
         """Of slices that are no longer as they were: source_uri to (etag, path of its part, or ""
         for the quarantine)."""
-        rows = {
-            uri: (etag, "")
-            for key, members in self.quarantined.items()
-            if key not in listed
-            for uri, etag, _ in members
-            if self.source.covers(uri)
-        }
+        rows: dict[str, tuple[str, str]] = {}
+        if self.quarantined.keys() - listed:
+            for uri, etag, fragment in self.store.quarantine.members():
+                if Span.parse(fragment).shard not in listed and self.source.covers(uri):
+                    rows[uri] = (etag, "")
         for path, part in self.store.stored.parts.items():
             known = all(span.shard in listed for span in part.spans)
             if known or not self.source.covers(part.min_uri):

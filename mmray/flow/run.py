@@ -96,7 +96,7 @@ class Flow:
                 before = self.tally.read
                 failures = self._pass(plan, signalled)
                 self._check_budget(plan, at_end=False)
-                if self._stages.limit is not None or not self._left(plan):
+                if self._stages.limit is not None or not self._is_left():
                     break
                 strikes = 0 if self.tally.read > before else strikes + 1
                 if strikes == PASSES_WITHOUT_PROGRESS:
@@ -107,8 +107,7 @@ class Flow:
 
     def _pass(self, plan: Plan, signalled: list[int]) -> list[Failed]:
         failures: list[Failed] = []
-        self._covered: dict[str, int] = {}
-        self._held = {}
+        self._begin(plan)
         drive = Drive(plan.work, self._stages)
         last_commit = 0.0
         try:
@@ -126,26 +125,40 @@ class Flow:
                     self._commit(plan)
                     self._check_budget(plan, at_end=False)
                     last_commit = time.monotonic()
-                self._show.update(fraction=_fraction(plan, self._covered))
         finally:
             for finished in drive.stop():
                 self._take(finished, plan)
             self._commit(plan)
         return failures
 
+    def _begin(self, plan: Plan) -> None:
+        """Forget the pass before; what it held of changed shards is done again."""
+        self._held = {}
+        self._covered: dict[str, int] = {}
+        self._wanted: dict[str, int] = {}
+        self._fraction = 0.0
+        for work in plan.work:
+            length = work.stop - work.start
+            self._wanted[work.shard.key] = self._wanted.get(work.shard.key, 0) + length
+
+    def _count(self, span: Span, sign: int) -> None:
+        """Shards count alike in the fraction: of a gzipped one the extent is not known."""
+        length = sign * (span.stop - span.start)
+        self._covered[span.shard] = self._covered.get(span.shard, 0) + length
+        self._fraction += length / self._wanted[span.shard]
+
     def _take(self, finished: Finished, plan: Plan) -> None:
         receipt = finished.receipt
         self._finished[receipt.attempt] = finished
         span = receipt.span
-        self._covered[span.shard] = self._covered.get(span.shard, 0) + span.stop - span.start
+        self._count(span, 1)
         replacement = plan.replacements.get(span.shard)
         if replacement is None:
             self._ready.append(Change(receipts=(receipt,)))
             return
         held = self._held.setdefault(span.shard, [])
         held.append(finished)
-        whole = next(work.shard.size for work in plan.work if work.shard.key == span.shard)
-        if self._covered[span.shard] == whole:
+        if self._covered[span.shard] == self._wanted[span.shard]:
             self._ready.append(
                 Change(
                     receipts=tuple(each.receipt for each in held),
@@ -163,7 +176,7 @@ class Flow:
             self.tally.add(self._finished.pop(receipt.attempt))
         for receipt in outcome.dropped:
             self._finished.pop(receipt.attempt, None)
-            self._covered[receipt.span.shard] -= receipt.span.stop - receipt.span.start
+            self._count(receipt.span, -1)
         elapsed = time.monotonic() - self.tally.started
         if outcome.committed:
             self.tally.first_part = self.tally.first_part or elapsed
@@ -171,15 +184,12 @@ class Flow:
         self._show.update(
             rows=self.tally.read,
             quarantined=self.tally.quarantined,
-            fraction=_fraction(plan, self._covered),
+            fraction=self._fraction / len(self._wanted),
         )
 
-    def _left(self, plan: Plan) -> bool:
+    def _is_left(self) -> bool:
         """Whether any of the planned ranges is not covered by what was committed."""
-        wanted: dict[str, int] = {}
-        for work in plan.work:
-            wanted[work.shard.key] = wanted.get(work.shard.key, 0) + work.stop - work.start
-        return any(self._covered.get(shard, 0) < length for shard, length in wanted.items())
+        return any(self._covered.get(shard, 0) < length for shard, length in self._wanted.items())
 
     def _check_budget(self, plan: Plan, *, at_end: bool) -> None:
         """Raise when too many samples failed, of all that are accounted for, earlier runs' too."""
@@ -205,14 +215,6 @@ def _next(drive: Drive) -> Finished | Failed | str | None:
     if isinstance(item, BaseException):
         raise JobFailed(f"Ray could not run the stages: {type(item).__name__}: {item}") from item
     return item
-
-
-def _fraction(plan: Plan, covered: dict[str, int]) -> float:
-    """How far the pass is. Shards count alike: of a gzipped one the extent is not known."""
-    done = sum(
-        min(covered.get(work.shard.key, 0) / (work.stop - work.start), 1.0) for work in plan.work
-    )
-    return done / len(plan.work)
 
 
 def _stuck(plan: Plan, failures: list[Failed]) -> str:

@@ -3,6 +3,7 @@
 `Stages` travels to workers as plain values; models and connections are made there, on first use.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from mmray.sources import Cut, Fragment, Source, open_source
 from mmray.specs.embed import EmbedSpec
 from mmray.storage import Storage
 from mmray.store.schema import StoreColumns
+
+PREVIEW_SECONDS = 2.0
+PREVIEWS = 2
 
 
 @dataclass(slots=True)
@@ -95,13 +99,23 @@ class Stages:
             if fragment is None:
                 return
             with timer.stage("decode"):
-                batch = decode(fragment, work.shard.uri, self.spec, self.modalities, image)
+                batch = decode(
+                    fragment, work.shard.uri, self.spec, self.modalities, image, self._previews()
+                )
             yield batch
 
     def _encode(self, batch: Batch, encoder: Encoder, timer: Timer) -> int:
         remembered = self._made.get("remembered") if self.spec.dedupe == "exact" else None
         with timer.stage("encode"):
             return encode(batch, encoder, normalize=self.spec.normalize, remembered=remembered)
+
+    def _previews(self) -> int:
+        """A few pictures every other second: a small picture costs half as much as a vector."""
+        now = time.monotonic()
+        if now - self._made.get("previewed", 0.0) < PREVIEW_SECONDS:
+            return 0
+        self._made["previewed"] = now
+        return PREVIEWS
 
     def _fragments(self, work: Work) -> Iterator[Fragment]:
         if self.limit is None:
