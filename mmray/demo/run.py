@@ -14,7 +14,7 @@ from typing import Any
 import mmray
 from mmray.demo.objectstore import LocalS3
 from mmray.demo.pack import pack
-from mmray.demo.stamps import fetch_stamps, stamps, user_samples
+from mmray.demo.stamps import Picture, fetch_stamps, stamps, user_samples
 from mmray.errors import MmrayError
 from mmray.report import Report
 from mmray.storage import Storage
@@ -44,7 +44,7 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
     say = _Steps(6)
     say("get pictures with captions")
     folder = data or fetch_stamps()
-    pictures = list(user_samples(folder) if data else stamps(folder))
+    pictures = list(user_samples(folder)) if data else drawings(folder)
     print(f"  {len(pictures):,} pictures in {folder}")
 
     shutil.rmtree(out, ignore_errors=True)
@@ -74,6 +74,11 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
             raise MmrayError(f"the second run read {again.rows_read} rows that were done")
     print(f"\ndone in {say.seconds:.0f} s. Open {page} in a browser.")
     return report
+
+
+def drawings(folder: Path) -> list[Picture]:
+    """The stamps without the letters of the alphabets, whose neighbours are letters."""
+    return [each for each in stamps(folder) if "alphabet" not in each.category]
 
 
 class _Steps:

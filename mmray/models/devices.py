@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmray.models.packing import can_pack, pack
+
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -42,6 +44,8 @@ class Placement:
             for layer in module.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(self.dtype)
+        if self.device.type == "cpu" and self.dtype is torch.bfloat16 and can_pack():
+            pack(module)
         return module
 
     def precision(self) -> AbstractContextManager[object]:
