@@ -113,7 +113,7 @@ def job_with_kills(
     while True:
         run = runs.Run(spec, folder)
         while run.running and len(done) < most:
-            wait = time.monotonic() + chance.uniform(2, 25)
+            wait = time.monotonic() + chance.uniform(1, 12)
             while run.running and time.monotonic() < wait:
                 time.sleep(0.1)
             if run.running:
