@@ -22,13 +22,13 @@ LOOP = {"batch": 32, "threads": 2, "decoders": 1, "autocast": False}
 def figures(options: Options) -> list[Figure]:
     """Two ratios of rates and a mean cosine."""
     model = str(models.clip())
-    tars = data.photo_tars(POOL, per_tar=100, pool=POOL)
+    tars = data.photo_tars(POOL, per_tar=250, pool=POOL)
     last: list[Path] = []
 
     def ours() -> float:
         spec = jobs.embed(
             "images",
-            tars[: options.size(14, 3)],
+            tars[: options.size(6, 2)],
             encoder={"kind": "hf", "model": model},
             modalities=["image"],
             keep=["caption"],
@@ -38,7 +38,7 @@ def figures(options: Options) -> list[Figure]:
         return done.rate()
 
     def loop() -> float:
-        few = tars[: options.size(8, 1)]
+        few = tars[: options.size(3, 1)]
         return slope(ticks_of(Peer("loop", model=model, tars=few, **LOOP).result()))
 
     def documented() -> float:
@@ -120,7 +120,7 @@ def _reference(pictures: list[Any], model: str) -> np.ndarray:
 
 def tune() -> None:
     """Try settings of the hand-written loop: `python -m benchmarks.images`."""
-    tars = data.photo_tars(POOL, per_tar=100, pool=POOL)[:3]
+    tars = data.photo_tars(POOL, per_tar=250, pool=POOL)[:1]
     for autocast in (False, True):
         for threads in (2, 1):
             for decoders in (1, 2):

@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "ray")
 
 def figures(options: Options) -> list[Figure]:
     """Seconds of reruns: of a CLIP store, and of one of many shards."""
-    photos = data.photo_tars(4000, per_tar=100, pool=4000)[: options.size(3, 1)]
+    photos = data.photo_tars(4000, per_tar=250, pool=4000)[: options.size(2, 1)]
     many = data.photo_tars(options.size(20_000, 200), per_tar=20, pool=2000, side=data.SMALL_SIDE)
     clip = jobs.embed(
         "rerun-clip",

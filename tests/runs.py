@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import os
 import subprocess
@@ -14,7 +15,6 @@ from typing import Any
 import duckdb
 import yaml
 from deltalake import DeltaTable
-from duckdb_extensions import import_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 240.0
@@ -131,9 +131,10 @@ def delta_options(environment: Mapping[str, str]) -> dict[str, str]:
 def duck(environment: Mapping[str, str] | None = None) -> duckdb.DuckDBPyConnection:
     """DuckDB with its own Delta reader, and a secret for the test server."""
     connection = duckdb.connect()
-    for extension in ("delta", "httpfs"):
-        import_extension(extension)
-        connection.execute(f"LOAD {extension}")
+    for extension in ("delta", "httpfs"):  # from packages: DuckDB itself would download them
+        folder = importlib.resources.files(f"duckdb_extension_{extension}")
+        file = folder / "extensions" / f"v{duckdb.__version__}" / f"{extension}.duckdb_extension"
+        connection.execute(f"LOAD '{file}'")
     if environment:
         endpoint = environment["AWS_ENDPOINT_URL"].removeprefix("http://")
         connection.execute(
