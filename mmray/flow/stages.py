@@ -42,10 +42,9 @@ class Stages:
 
     def fused(self, work: Work) -> Iterator[Finished | Failed]:
         """Read, decode, encode and write a range of a shard."""
-        try:
-            encoder = self._encoder()
-        except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
-            yield _not_loaded(self.card, error)
+        encoder = self._encoder()
+        if isinstance(encoder, Failed):
+            yield encoder
             return
         timer = Timer()
         writer = PartWriter(self.storage, self.root, self.columns, timer)
@@ -77,10 +76,9 @@ class Stages:
         if isinstance(batch, Failed):
             yield batch
             return
-        try:
-            encoder = self._encoder()
-        except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
-            yield _not_loaded(self.card, error)
+        encoder = self._encoder()
+        if isinstance(encoder, Failed):
+            yield encoder
             return
         timer = Timer()
         writer = PartWriter(self.storage, self.root, self.columns, timer)
@@ -146,12 +144,17 @@ class Stages:
             return 1024
         return 512 if self.spec.resources.gpus else 64
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> Encoder | Failed:
+        """This process's encoder, loaded on first use; or why it does not load."""
         if "encoder" not in self._made:
             self._made["remembered"] = Remembered()
-            self._made["encoder"] = load_encoder(
-                self.spec.encoder, self.card, _device(self.spec), self.options
-            )
+            device = _device(self.spec)
+            try:
+                loaded = load_encoder(self.spec.encoder, self.card, device, self.options)
+            except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
+                words = f"the encoder does not load: {type(error).__name__}: {error}"
+                return Failed(self.card.name, words, fatal=True)
+            self._made["encoder"] = loaded
         encoder: Encoder = self._made["encoder"]
         return encoder
 
@@ -163,10 +166,6 @@ def _device(spec: EmbedSpec) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _not_loaded(card: EncoderCard, error: Exception) -> Failed:
-    return Failed(card.name, f"the encoder does not load: {type(error).__name__}: {error}", True)
 
 
 def _stopped(work: Work, error: MmrayError) -> Failed:
