@@ -148,8 +148,8 @@ class Stages:
         """This process's encoder, loaded on first use; or why it does not load."""
         if "encoder" not in self._made:
             self._made["remembered"] = Remembered()
-            device = _device(self.spec)
             try:
+                device = _device(self.spec)
                 loaded = load_encoder(self.spec.encoder, self.card, device, self.options)
             except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
                 words = f"the encoder does not load: {type(error).__name__}: {error}"
@@ -160,12 +160,20 @@ class Stages:
 
 
 def _device(spec: EmbedSpec) -> str:
-    """Logical GPUs may be scheduled where there is no CUDA: the encoder then runs on the CPU."""
-    if not spec.resources.gpus:
+    """The device of this worker's encoder.
+
+    Raises:
+        RuntimeError: Ray gave the worker a GPU that torch can't use. Running on the CPU instead
+            would look like a slow model.
+    """
+    # A user's class finds its device itself, and need not be torch's.
+    if not spec.resources.gpus or spec.encoder.kind == "import":
         return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError("Ray gave this worker a GPU, but torch sees no CUDA device")
+    return "cuda"
 
 
 def _stopped(work: Work, error: MmrayError) -> Failed:

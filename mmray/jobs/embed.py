@@ -20,6 +20,7 @@ from mmray.specs import EmbedSpec
 from mmray.storage import Storage
 from mmray.store import Committer, Store, StoreColumns, StoreMeta
 from mmray.store.parts import Quarantined
+from mmray.store.rebuild import swap
 from mmray.store.schema import require_columns
 from mmray.store.table import staging_uri
 
@@ -75,7 +76,7 @@ class _Job:
         try:
             self._work(store, plan)
             if rebuild and main is not None and self.limit is None:
-                main.replace_with(store)
+                swap(main, store)
                 store = main
         except (Interrupted, JobFailed) as error:
             failure = error

@@ -285,15 +285,6 @@ class Store:
             counted = pa.array([live[place] == "live" for place in places], pa.bool_())
             self.quarantine.bring_back(rows.filter(counted))
 
-    def replace_with(self, staging: "Store") -> int:
-        """Swap in the rows, columns and meta of a finished rebuild in one commit; see rebuild.py.
-
-        Returns the new version's number.
-        """
-        from mmray.store.rebuild import swap
-
-        return swap(self, staging)
-
 
 def staging_uri(uri: str, fingerprint: str) -> str:
     """Where a rebuild of the store at `uri` for another model gathers its parts."""

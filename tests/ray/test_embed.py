@@ -381,3 +381,12 @@ def test_vectors_are_plain_arrow_lists(spec: runs.Spec) -> None:
     embed(spec)
     schema = mmray.open_store(spec["store"]["uri"]).schema
     assert schema.field("image_embedding").type == pa.list_(pa.field("element", pa.float32()))
+
+
+def test_a_gpu_that_torch_cannot_use_ends_the_job(spec: runs.Spec) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch can use this machine's GPU")
+    with pytest.raises(JobFailed, match="torch sees no CUDA device"):
+        embed(spec, encoder={"kind": "packaged", "model": "minilm"}, resources={"gpus": 1})

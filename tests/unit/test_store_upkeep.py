@@ -19,6 +19,7 @@ from mmray.sources.fragment import Member, sample_id, slice_shard
 from mmray.store import Change, Receipt, Store, StoreColumns, StoreMeta, staging_uri, write_part
 from mmray.store.compact import compact
 from mmray.store.gc import gc
+from mmray.store.rebuild import swap
 from mmray.store.verify import verify
 from tests.unit.store_samples import (
     COLUMNS,
@@ -390,7 +391,7 @@ def test_a_rebuild_swaps_everything_in_one_commit(tmp_path: Path) -> None:
     committer(staging).commit([Change((other_part(staging, "b", ("k0001",)),))])
     assert (quarantine_ids(store), Store.open(store.uri, STORAGE).meta) == (old, META)
     staging.reload()
-    assert store.replace_with(staging) == before + 1
+    assert swap(store, staging) == before + 1
     assert store.meta.fingerprint == OTHER.fingerprint
     assert store.meta.lineage["rebuilt_from"]["fingerprint"] == META.fingerprint
     assert "text_embedding" in store.schema.names
@@ -399,7 +400,7 @@ def test_a_rebuild_swaps_everything_in_one_commit(tmp_path: Path) -> None:
     assert store.coverage().missing(a.key, a.version, SIZE) == []
     assert polars.read_delta(store.uri).height == 198
     assert verify(store).ok
-    assert store.replace_with(staging) == before + 1
+    assert swap(store, staging) == before + 1
     # Incremental work and compaction go on under the main root.
     c = shard("c")
     committer(store).commit([Change((other_part(store, "c", ()),))])
@@ -432,7 +433,7 @@ def test_a_swap_that_is_killed(tmp_path: Path, when: str) -> None:
     else:
         store.quarantine.remove = kill  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            store.replace_with(staging)
+            swap(store, staging)
         assert_exactly_once(store, [a])
     Store.open(store.uri, STORAGE).replace_with(staging)
     assert_exactly_once(store, [a])
