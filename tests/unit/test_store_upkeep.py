@@ -435,7 +435,7 @@ def test_a_swap_that_is_killed(tmp_path: Path, when: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             swap(store, staging)
         assert_exactly_once(store, [a])
-    Store.open(store.uri, STORAGE).replace_with(staging)
+    swap(Store.open(store.uri, STORAGE), staging)
     assert_exactly_once(store, [a])
     assert quarantine_ids(store) == [sample_id(a.uri, "k0009")]
     committer(store).reconcile()
