@@ -8,6 +8,7 @@ receipt name the part's first and last fragment exactly; they are what resume re
 import io
 import json
 import re
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from mmray.storage import Storage, join, with_backoff
 from mmray.store.schema import BASE, VECTOR
 
 ROW_GROUP = 8192
+LONGEST_BOUND = 64
+"""Characters of a text kept in statistics; a caption may be a page."""
+LAST_CODE_POINT = "\U0010ffff"
 # Few distinct values a part, so a dictionary is all but free; ids and vectors never repeat.
 _DICTIONARY = ("source_uri", "source_etag", "fragment")
 _NAME = re.compile(
@@ -213,12 +217,19 @@ def _encode(table: pa.Table) -> bytes:
 
 
 def _stats(table: pa.Table, first: str, last: str) -> str:
-    uris = pc.min_max(table["source_uri"]).as_py()
+    # Every column that can have bounds gets them: beside bounds of others, deltalake's dataset
+    # takes missing ones for "nothing matches", and a filter on such a column would find no row.
+    bounds = {
+        field.name: bounds_of(table[field.name], exact=field.name == "source_uri")
+        for field in table.schema
+        if _has_bounds(field.type)
+    }
+    bounds = {name: each for name, each in bounds.items() if each[0] is not None}
     names = pc.min_max(table["fragment"]).as_py()
     stats: dict[str, object] = {
         "numRecords": table.num_rows,
-        "minValues": {"source_uri": uris["min"], "fragment": first},
-        "maxValues": {"source_uri": uris["max"], "fragment": last},
+        "minValues": {name: low for name, (low, _) in bounds.items()} | {"fragment": first},
+        "maxValues": {name: high for name, (_, high) in bounds.items()} | {"fragment": last},
         "nullCount": {
             field.name: column.null_count
             for field, column in zip(table.schema, table.columns, strict=True)
@@ -229,3 +240,28 @@ def _stats(table: pa.Table, first: str, last: str) -> str:
         # The outermost fragments are in quarantine as a whole: say that bounds are wider than rows.
         stats["tightBounds"] = False
     return json.dumps(stats)
+
+
+def _has_bounds(kind: pa.DataType) -> bool:
+    """Delta keeps bounds of strings and numbers, not of booleans, bytes and lists."""
+    return bool(pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def bounds_of(column: pa.ChunkedArray, *, exact: bool) -> tuple[object, object]:
+    """Least and greatest value, or values beyond them; None for a column of nulls."""
+    found = pc.min_max(column).as_py()
+    low, high = found["min"], found["max"]
+    if isinstance(low, float):  # JSON has no infinity, and NaN is beyond no bound
+        largest = sys.float_info.max
+        finite = bool(pc.all(pc.is_finite(column), skip_nulls=True).as_py())
+        return (low, high) if finite else (-largest, largest)
+    if isinstance(low, str) and not exact:
+        # A prefix sorts before, and a prefix with the last code point after, what it starts.
+        return low[:LONGEST_BOUND], _above(high)
+    return low, high
+
+
+def _above(text: str) -> str:
+    if len(text) <= LONGEST_BOUND or LAST_CODE_POINT in text:
+        return text
+    return text[:LONGEST_BOUND] + LAST_CODE_POINT

@@ -74,8 +74,10 @@ def test_rows_carry_what_the_samples_had(spec: runs.Spec, tars: Path) -> None:
 def test_every_reader_reads_it(spec: runs.Spec) -> None:
     import pandas as pd
     import polars as pl
+    import pyarrow.dataset as ds
     import ray.data
     from deltalake import DeltaTable
+    from ray.data.expressions import col
 
     embed(spec)
     uri = spec["store"]["uri"]
@@ -85,6 +87,15 @@ def test_every_reader_reads_it(spec: runs.Spec) -> None:
     polars = pl.read_delta(uri)
     assert polars.schema["image_embedding"] == pl.List(pl.Float32)
     assert dict(polars.select("source_key", "image_embedding").iter_rows()) == expected
+    one = shards.caption(7)
+    field = ds.field("caption")
+    assert DeltaTable(uri).to_pyarrow_dataset().to_table(filter=field == one).num_rows == 1
+    assert DeltaTable(uri).to_pyarrow_dataset().to_table(filter=field > one).num_rows > 0
+    assert ray.data.read_delta(uri).filter(expr=col("caption") == one).count() == 1
+    found = runs.duck().execute(
+        f"SELECT count(*) FROM delta_scan('{uri}') WHERE caption = ?", [one]
+    )
+    assert found.fetchone() == (1,)
     frame: pd.DataFrame = DeltaTable(uri).to_pandas()
     assert {k: list(v) for k, v in zip(frame.source_key, frame.image_embedding, strict=True)} == (
         expected

@@ -1,7 +1,9 @@
 """Parts: what readers see, statistics, refusals; and coverage from them."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from mmray.errors import RefusedError
 from mmray.store import Change, Coverage, Store, StoreMeta, write_part
 from mmray.store.delta import actions
-from mmray.store.parts import attempt_of, read_part
+from mmray.store.parts import attempt_of, bounds_of, read_part
 from mmray.store.schema import StoreColumns, require_columns
 from tests.unit.store_samples import (
     COLUMNS,
@@ -42,12 +44,40 @@ def test_a_receipt_tells_all_of_its_part(tmp_path: Path) -> None:
     }  # fmt: skip
     stats = json.loads(receipt.stats)
     # The first fragment has no row, and its name is the bound all the same.
-    assert stats["minValues"] == {"source_uri": a.uri, "fragment": str(a.span(0, 10))}
+    assert stats["minValues"]["source_uri"] == stats["maxValues"]["source_uri"] == a.uri
+    assert stats["minValues"]["fragment"] == str(a.span(0, 10))
     assert stats["maxValues"]["fragment"] == str(a.span(50, 100))
+    # Bounds of all columns that can have them: readers that prune take missing ones for no match.
+    bounded = {"caption", "content_hash", "fragment", "id"}
+    bounded |= {"source_etag", "source_key", "source_uri"}
+    assert stats["minValues"].keys() == stats["maxValues"].keys() == bounded
     assert stats["numRecords"] == 7
     assert stats["tightBounds"] is False
     assert stats["nullCount"]["caption"] == 0
     assert "image_embedding" not in stats["nullCount"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["b", "a", None],
+        ["x" * 200, "x" * 64],
+        ["\U0010ffff" * 90, "z"],
+        ["é" * 80 + "a", "é" * 80 + "b"],
+        [3.5, -1.0, None],
+        [math.nan, 2.0],
+        [math.inf, -math.inf],
+        [2**62, -5],
+    ],
+)
+def test_bounds_hold_every_value(values: list[Any]) -> None:
+    low, high = bounds_of(pa.chunked_array([values]), exact=False)
+    assert json.loads(json.dumps([low, high], allow_nan=False)) == [low, high]
+    for value in values:
+        if isinstance(value, str):
+            assert str(low).encode() <= value.encode() <= str(high).encode()
+        elif value is not None and math.isfinite(value):
+            assert low <= value <= high  # type: ignore[operator]
 
 
 def test_a_part_without_rows_has_no_file(tmp_path: Path) -> None:
