@@ -37,7 +37,7 @@ def _encoder(options: Options, dtype: str) -> Figure:
     precision = {"torch_dtype": getattr(torch, dtype)}
     peer = SentenceTransformer(str(models.minilm()), device="cpu", model_kwargs=precision)
     torch.set_num_threads(1)
-    texts = mixed_captions(options.size(8 * FRAGMENT, FRAGMENT), seed=3)
+    texts = mixed_captions(options.size(4 * FRAGMENT, FRAGMENT), seed=3)
 
     def rate(encode: Callable[[list[str]], Any], chunk: int) -> float:
         start = time.perf_counter()
@@ -61,8 +61,8 @@ def _encoder(options: Options, dtype: str) -> Figure:
 
 def _job(options: Options, dtype: str) -> Figure:
     """The whole job, tars to store, against two bare sentence-transformers processes."""
-    total = options.size(24_000 if dtype == "float32" else 40_000, 12_000)
-    tars = data.caption_tars(total, per_tar=2000)
+    total = options.size(8000 if dtype == "float32" else 16_000, 4000)
+    tars = data.caption_tars(total, per_tar=1000)
 
     def ours() -> float:
         spec = jobs.embed(
@@ -71,7 +71,8 @@ def _job(options: Options, dtype: str) -> Figure:
         return jobs.run(spec).rate()
 
     def peer() -> float:
-        most = min(total // 2, options.size(10_240, 6000))
+        most = 3072 if dtype == "float32" else 4096
+        most = options.size(most, 2000)
         peers = [
             Peer(
                 "sentences",
