@@ -25,6 +25,10 @@ from mmray.flow.stages import Stages
 from mmray.specs.common import Resources
 
 MAX_BLOCKS = 10_000
+WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""Keeps a worker's memory flat. glibc gives each thread a heap of its own, which keeps what a thread
+that ended has freed, and each shard is read by a thread of its own: over 20,000 pictures a worker
+grew by 100 MiB. It only counts where a process finds it at its start."""
 
 Item = Finished | Failed
 
@@ -49,9 +53,13 @@ def cluster(resources: Resources) -> Iterator[None]:
     # "local" by name: left to itself, Ray joins whatever was last started on this machine, such as
     # another run's session, and dies with it.
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":  # what Ray starts here inherits the environment
+        for name, value in WORKER_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     ray.init(
         address=address,
         include_dashboard=False if address == "local" else None,
+        runtime_env=None if address == "local" else {"env_vars": WORKER_ENVIRONMENT},
         log_to_driver=False,
         logging_level=logging.WARNING,
         configure_logging=False,
