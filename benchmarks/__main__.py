@@ -9,7 +9,18 @@ import time
 
 from benchmarks.measure import Figure, Options, line, machine, say
 
-NAMES = ("nearfree", "images", "captions", "memory", "rerun", "resume")
+NAMES = (
+    "nearfree",
+    "audio",
+    "video",
+    "rows",
+    "images",
+    "captions",
+    "plan",
+    "memory",
+    "rerun",
+    "resume",
+)
 
 
 def main() -> None:

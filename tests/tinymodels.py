@@ -13,6 +13,7 @@ from typing import Any
 
 SIDE = 32
 HIDDEN = 32
+CLAP_RATE = 8000
 
 _WORDS = (
     "a",
@@ -163,6 +164,98 @@ def _distilbert(folder: Path) -> None:
     _word_tokenizer(folder, start="<s>", end="</s>", pad="<pad>", limit=16)
 
 
+def _clap(folder: Path, *, fusion: bool = False) -> None:
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+
+    audio = {
+        "num_mel_bins": 16,
+        "spec_size": 64,
+        "window_size": 4,
+        "depths": [1, 1],
+        "num_attention_heads": [2, 2],
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 32,
+        "enable_fusion": fusion,
+    }
+    text = _sizes(vocab_size=64, max_position_embeddings=18)
+    ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=24)).save_pretrained(
+        folder
+    )
+    ClapFeatureExtractor(
+        feature_size=16,
+        sampling_rate=CLAP_RATE,
+        hop_length=80,
+        max_length_s=2,
+        fft_window_size=256,
+        frequency_max=4000.0,
+        truncation="fusion" if fusion else "rand_trunc",
+    ).save_pretrained(folder)
+    _word_tokenizer(folder, start="<s>", end="</s>", pad="<pad>", limit=16)
+
+
+def _fused_clap(folder: Path) -> None:
+    _clap(folder, fusion=True)
+
+
+def _whisper(folder: Path) -> None:
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+    layers = {f"{half}_layers": 2 for half in ("encoder", "decoder")}
+    heads = {f"{half}_attention_heads": 4 for half in ("encoder", "decoder")}
+    widths = {f"{half}_ffn_dim": 64 for half in ("encoder", "decoder")}
+    config = WhisperConfig(
+        vocab_size=64,
+        num_mel_bins=16,
+        d_model=HIDDEN,
+        max_source_positions=100,
+        max_target_positions=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        **layers,
+        **heads,
+        **widths,
+    )
+    WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=2).save_pretrained(folder)
+
+
+def _wave_sizes(**more: Any) -> dict[str, Any]:
+    """Three convolutions, which make a frame of 20 samples."""
+    return _sizes(
+        conv_dim=(16, 16, 16),
+        conv_kernel=(10, 3, 2),
+        conv_stride=(5, 2, 2),
+        num_feat_extract_layers=3,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        **more,
+    )
+
+
+def _wav2vec2(folder: Path) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    Wav2Vec2Model(Wav2Vec2Config(**_wave_sizes())).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+
+
+def _hubert(folder: Path) -> None:
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    sizes = _wave_sizes(feat_extract_norm="layer", do_stable_layer_norm=True)
+    HubertModel(HubertConfig(**sizes)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+
+
+def _wavlm(folder: Path) -> None:
+    from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+
+    WavLMModel(WavLMConfig(**_wave_sizes())).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+
+
 def _word_tokenizer(
     folder: Path,
     *,
@@ -208,4 +301,10 @@ _BUILDERS = {
     "xlm-roberta": _xlm_roberta,
     "mpnet": _mpnet,
     "distilbert": _distilbert,
+    "clap": _clap,
+    "clap-fused": _fused_clap,
+    "whisper": _whisper,
+    "wav2vec2": _wav2vec2,
+    "hubert": _hubert,
+    "wavlm": _wavlm,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
 
 
@@ -55,6 +56,27 @@ class OtherToy(Toy):
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         return super().encode_images(images)[:, ::-1].copy()
+
+
+class Listener(Toy):
+    """Hears too: bands of the spectrum, and where in the window the sound is."""
+
+    fingerprint = "toy-listener"
+    dims = {"image": 16, "text": 16, "audio": 16}
+    audio = AudioTransform(rate=8000, window=2.0)
+
+    def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
+        """Eight means of the spectrum and eight of the samples: float32 [n, 16]."""
+        time.sleep(self.delay * len(waves))
+        self._note(len(waves))
+        rows = []
+        for wave in waves:
+            assert 0 < len(wave) <= 16000
+            filled = np.pad(wave, (0, max(0, 16 - len(wave))))
+            spectrum = np.log1p(np.abs(np.fft.rfft(filled)))
+            parts = np.array_split(spectrum, 8) + np.array_split(np.abs(filled), 8)
+            rows.append([part.mean() for part in parts])
+        return np.asarray(rows, np.float32).reshape(-1, 16) + 1
 
 
 class Broken(Toy):

@@ -8,25 +8,26 @@ import time
 from typing import Any
 
 from mmray.encoders import EncodeOptions, describe, load_encoder
-from mmray.flow.decoding import decode
+from mmray.flow.decoding import Decoder
 from mmray.flow.encoding import encode
 from mmray.sources import Cut, open_source
 from mmray.specs import load_spec
 from mmray.storage import Storage
 
 
-def main(spec: dict[str, Any], rows: int, threads: int) -> None:
-    """Do what the spec's source holds, `rows` samples a fragment, and print the ticks."""
+def main(spec: dict[str, Any], rows: int, threads: int, most: int = Cut.bytes) -> None:
+    """Do what the spec's source holds, `rows` samples or `most` bytes a fragment, and print the
+    ticks."""
     job = load_spec(spec)
     options = EncodeOptions(dtype=job.dtype, threads=threads)
     card = describe(job.encoder, options)
     encoder = load_encoder(job.encoder, card, "cpu", options)
-    source = open_source(job.source, Storage(), job.limits, Cut(rows=rows))
-    modalities = tuple(job.modalities or card.modalities)
+    source = open_source(job.source, Storage(), job.limits, Cut(rows, most))
+    decoder = Decoder(job, tuple(job.modalities or card.modalities), card)
     ticks, done = [], 0
     for shard in source.shards():
         for fragment in source.read(shard, 0, shard.size, set()):
-            batch = decode(fragment, shard.uri, job, modalities, card.image)
+            batch = decoder(fragment, shard.uri)
             done += encode(batch, encoder, normalize=job.normalize)
             ticks.append((time.time(), done))
     print(json.dumps({"ticks": ticks}))

@@ -15,8 +15,8 @@ from mmray.cli.told import told
 
 app = typer.Typer(
     name="mmray",
-    help="Shards of images and text in object storage into versioned embedding stores, "
-    "exactly once.",
+    help="Shards of images, text, audio and video in object storage into versioned embedding "
+    "stores, exactly once.",
     invoke_without_command=True,
     add_completion=False,
     # Typer's own tracebacks show local variables: they may hold credentials.

@@ -51,7 +51,8 @@ def _facts(report: "Report") -> dict[str, str]:
         "status": report.status + (f": {report.message}" if report.message else ""),
         "rows": f"{report.rows_read:,} read, {report.rows_written:,} written",
         "skipped": f"{report.rows_skipped:,} finished before",
-        "quarantined": _quarantined(report),
+        **({"left out": _counts(report.filtered)} if report.filtered else {}),
+        "quarantined": _counts(report.errors),
         "time": f"{clock_time(report.seconds)}, {report.rows_per_second:,.1f} rows/s",
         "bottleneck": report.bottleneck or "none: there was nothing to do",
     }
@@ -64,9 +65,10 @@ def _facts(report: "Report") -> dict[str, str]:
     return facts
 
 
-def _quarantined(report: "Report") -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.errors.items()))
-    return f"{report.rows_quarantined:,}" + (f" ({kinds})" if kinds else "")
+def _counts(counts: dict[str, int]) -> str:
+    """`3 (2 BadText, 1 EmptyText)`."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f"{sum(counts.values()):,}" + (f" ({kinds})" if kinds else "")
 
 
 def validate(

@@ -95,11 +95,23 @@ def decode_image(
         box = picture.place(
             (window[0] * scale[0], window[1] * scale[1], window[2] * scale[0], window[3] * scale[1])
         )
-        shape = (window[2] - window[0], window[3] - window[1])
-        image = image.resize(shape, _FILTERS[transform.resample], box=box).convert("RGB")
-        if transform.resize == "pad_square":
-            image = _padded(image, transform)
-        return np.array(image)
+        return _cut(image, transform, window, box)
+
+
+def transformed(image: Image.Image, transform: ImageTransform) -> np.ndarray:
+    """The uint8 RGB pixels, of shape `transform.size + (3,)`, of an upright `L` or `RGB` image.
+
+    What `decode_image` does after decoding: so a frame of a video has the model's own geometry.
+    """
+    resized, window = _geometry(image.size, transform)
+    width, height = image.size[0] / resized[0], image.size[1] / resized[1]
+    box = (
+        max(0.0, window[0] * width),
+        max(0.0, window[1] * height),
+        min(float(image.size[0]), window[2] * width),
+        min(float(image.size[1]), window[3] * height),
+    )
+    return _cut(image, transform, window, box)
 
 
 def thumbnail(data: bytes, size: int, max_pixels: int) -> bytes:
@@ -137,6 +149,17 @@ def _geometry(
         resized = (int(edge * width / height), edge)
     left, top = (resized[0] - out_width) // 2, (resized[1] - out_height) // 2
     return resized, (left, top, left + out_width, top + out_height)
+
+
+def _cut(
+    image: Image.Image, transform: ImageTransform, window: tuple[int, int, int, int], box: Box
+) -> np.ndarray:
+    """The pixels of `window`, which is at `box` of `image`."""
+    shape = (window[2] - window[0], window[3] - window[1])
+    image = image.resize(shape, _FILTERS[transform.resample], box=box).convert("RGB")
+    if transform.resize == "pad_square":
+        image = _padded(image, transform)
+    return np.array(image)
 
 
 def _fitted(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Pictures into WebDataset tars.
+"""Pictures and their sounds into WebDataset tars.
 
 The same pictures give the same bytes, and a shard that is there already is left alone: packing
 twice changes no etag, so a job that runs again finds nothing to do.
@@ -32,7 +32,8 @@ def pack(pictures: Iterable[Picture], storage: Storage, prefix: str, shards: int
 
 
 def tar_of(pictures: Iterable[Picture]) -> bytes:
-    """A tar with `KEY.png`, `KEY.txt` and `KEY.json` of each picture, without times or owners."""
+    """A tar with `KEY.png`, `KEY.txt`, `KEY.json` and `KEY.ogg` of each picture, as far as it has
+    them, without times or owners."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for picture in pictures:
@@ -49,11 +50,14 @@ def _members(picture: Picture) -> Iterator[tuple[str, bytes]]:
         yield f"{picture.key}.txt", picture.caption.encode()
     if picture.metadata:
         yield f"{picture.key}.json", picture.metadata
+    if picture.sound is not None:
+        yield f"{picture.key}{picture.sound.suffix.lower()}", picture.sound.read_bytes()
 
 
 def _cut(pictures: Sequence[Picture], shards: int) -> Iterator[Sequence[Picture]]:
     """Runs of about equal count, in order, none much over `SHARD_BYTES`."""
-    total = sum(picture.path.stat().st_size for picture in pictures)
+    files = [each for picture in pictures for each in (picture.path, picture.sound) if each]
+    total = sum(path.stat().st_size for path in files)
     count = min(max(shards, -(-total // SHARD_BYTES)), len(pictures))
     for i in range(count):
         yield pictures[len(pictures) * i // count : len(pictures) * (i + 1) // count]

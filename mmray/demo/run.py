@@ -1,4 +1,4 @@
-"""`mmray demo`: the main job on real pictures, on an S3 server of its own, told step by step.
+"""`mmray demo`: the main job on real pictures and speech, on an S3 server of its own, step by step.
 
 Everything lands under `out/demo`, which each demo starts anew; downloads are kept in the cache.
 """
@@ -24,9 +24,15 @@ SHARDS = 8
 SPEC: dict[str, Any] = {
     "job": "embed",
     "source": {"kind": "webdataset", "uri": "s3://demo/pictures/*.tar"},
-    "encoder": {"kind": "packaged", "model": "zeroshot"},
+    "encoder": {
+        "kind": "combined",
+        "of": [
+            {"kind": "packaged", "model": "zeroshot"},
+            {"kind": "packaged", "model": "speech"},
+        ],
+    },
     "store": {"uri": "s3://demo/stores/pictures"},
-    "keep": ["caption", "category"],
+    "keep": ["caption", "category", "speech_language"],
     "thumbnails": 96,
     "errors": {"max_fraction": 0.05},
 }
@@ -42,27 +48,28 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         MmrayError: a step did not do what the demo says it does.
     """
     say = _Steps(6)
-    say("get pictures with captions")
+    say("get pictures with captions and speech")
     folder = data or fetch_stamps()
     pictures = list(user_samples(folder)) if data else drawings(folder)
-    print(f"  {len(pictures):,} pictures in {folder}")
+    heard = sum(each.sound is not None for each in pictures)
+    print(f"  {len(pictures):,} pictures, {heard:,} of them with sound, in {folder}")
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    say("start an S3 server (SeaweedFS) on loopback and pack the pictures into tars on it")
+    say("start an S3 server (SeaweedFS) on loopback and pack all into tars on it")
     with LocalS3(out / "s3") as server, _environment(server):
         server.make_bucket("demo")
         tars = pack(pictures, Storage(), "s3://demo/pictures", SHARDS)
         print(f"  {len(tars)} tars under s3://demo/pictures at {server.endpoint}")
 
-        say("embed pictures and captions into a store: mmray run jobs/embed-demo.yaml")
+        say("embed pictures, captions and speech into one store: mmray run jobs/embed-demo.yaml")
         report = mmray.run(SPEC)
         _tell(report)
 
         say("look at the store: mmray store info s3://demo/stores/pictures")
         _show_store()
 
-        say("keep the report: its page shows what is near what")
+        say("keep the report: its page shows what is near what, and plays it")
         page = out / "report.html"
         page.write_bytes(Storage().read_bytes(str(report.outputs["page"])))
         print(f"  {page.absolute()}")

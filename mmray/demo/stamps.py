@@ -1,7 +1,7 @@
 """The pictures of the demo: the stamps of Tux Paint from Debian, or a folder of the user's own.
 
-785 cut-out pictures with captions written by people, in a Debian package (GPL-2), kept in a cache
-outside the tree: nothing of it is part of mmray.
+785 cut-out pictures with captions written by people, nearly all of them spoken too, in a Debian
+package (GPL-2), kept in a cache outside the tree: nothing of it is part of mmray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,16 @@ PACKAGE = "tuxpaint-stamps-default"
 STAMPS_INSIDE = "usr/share/tuxpaint/stamps"
 MIRRORED = ("_mirror", "_flip")
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
+SOUNDS = ("ogg", "wav", "flac", "mp3", "m4a", "opus")
+"""The first of these that stands beside a picture is its sound."""
+LANGUAGES = ("en", "fr")
+"""Of speech, the best first; then any other, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One sample of the demo: where its bytes lie, its words, and its metadata as JSON bytes.
+    """One sample of the demo: where its bytes lie, its words, its metadata as JSON bytes, and where
+    its sound lies.
 
     `key` is the path in the folder without its extension, `category` the folders of that path.
     """
@@ -35,6 +40,7 @@ class Picture:
     caption: str | None
     category: str
     metadata: bytes
+    sound: Path | None = None
 
     @property
     def extension(self) -> str:
@@ -101,39 +107,73 @@ def _unavailable(reason: str) -> RefusedError:
     return RefusedError(
         f"the Debian package {PACKAGE} can't be had: {reason}. "
         "Give a folder of pictures of your own instead: --data DIR "
-        "(captions stand beside them, X.txt for X.jpg)"
+        "(captions and sounds stand beside them, X.txt and X.ogg for X.jpg)"
     )
 
 
 def stamps(folder: Path) -> Iterator[Picture]:
     """The stamps in `folder`, sorted by key; mirrored and flipped variants are left out."""
+    spoken = _spoken(folder.rglob("*_desc*.ogg"))
     for path in _pictures(folder, frozenset({"png"})):
         words = path.with_suffix(".txt")
         if path.stem.endswith(MIRRORED) or not words.exists():
             continue
         # The first line is the English caption, those after it `LANG.utf8=caption`.
         first = words.read_bytes().split(b"\n", 1)[0]
-        yield _picture(folder, path, first.decode("utf-8", errors="replace").strip(), b"")
+        caption = first.decode("utf-8", errors="replace").strip()
+        language, sound = spoken.get(path.with_suffix(""), (None, None))
+        metadata = json.dumps({"speech_language": language}).encode() if language else b""
+        yield _picture(folder, path, caption, metadata, sound=sound)
+
+
+def _spoken(paths: Iterable[Path]) -> dict[Path, tuple[str, Path]]:
+    """A stamp's path without its extension, to the language and file of its spoken description:
+    `X_desc.ogg` in English, else `X_desc_LANG.ogg`."""
+    found: dict[Path, dict[str, Path]] = {}
+    for path in paths:
+        stem, _, tail = path.stem.rpartition("_desc")
+        if path.is_file() and (not tail or tail.startswith("_")):
+            found.setdefault(path.with_name(stem), {})[tail[1:] or "en"] = path
+    return {stamp: min(each.items(), key=_preference) for stamp, each in found.items()}
+
+
+def _preference(spoken: tuple[str, Path]) -> tuple[int, str]:
+    language = spoken[0]
+    place = LANGUAGES.index(language) if language in LANGUAGES else len(LANGUAGES)
+    return place, language
 
 
 def user_samples(folder: Path) -> Iterator[Picture]:
-    """The pictures in `folder` and below, with the words and metadata that stand beside them.
+    """The pictures in `folder` and below, with the words, metadata and sounds that stand beside
+    them.
 
     `X.txt` is the caption of `X.jpg`; `X.json` holds its metadata, its `caption` where there is no
-    text. Raises `RefusedError` where the folder isn't there or holds no picture.
+    text; `X.ogg` and the like is its sound. Raises `RefusedError` where the folder isn't there or
+    holds no picture.
     """
     if not folder.is_dir():
         raise RefusedError(f"--data {folder}: no such folder")
+    sounds = _sounds(folder)
     taken: set[str] = set()
     for path in _pictures(folder, IMAGES):
         words, sidecar = path.with_suffix(".txt"), path.with_suffix(".json")
         caption = words.read_text("utf-8", errors="replace").strip() if words.exists() else None
         metadata = sidecar.read_bytes() if sidecar.exists() else b""
-        picture = _picture(folder, path, caption or None, metadata, taken)
+        sound = sounds.get(path.with_suffix(""))
+        picture = _picture(folder, path, caption or None, metadata, sound=sound, taken=taken)
         taken.add(picture.key)
         yield picture
     if not taken:
         raise RefusedError(f"--data {folder}: no pictures ({', '.join(sorted(IMAGES))})")
+
+
+def _sounds(folder: Path) -> dict[Path, Path]:
+    """The path of a sound without its extension, to the sound; of several, by `SOUNDS`."""
+    found: dict[Path, Path] = {}
+    for extension in reversed(SOUNDS):
+        for path in _pictures(folder, frozenset({extension})):
+            found[path.with_suffix("")] = path
+    return found
 
 
 def _pictures(folder: Path, extensions: frozenset[str]) -> list[Path]:
@@ -142,13 +182,20 @@ def _pictures(folder: Path, extensions: frozenset[str]) -> list[Path]:
 
 
 def _picture(
-    folder: Path, path: Path, caption: str | None, metadata: bytes, taken: set[str] | None = None
+    folder: Path,
+    path: Path,
+    caption: str | None,
+    metadata: bytes,
+    *,
+    sound: Path | None,
+    taken: set[str] | None = None,
 ) -> Picture:
     place = path.relative_to(folder)
     category = "" if place.parent == Path() else place.parent.as_posix()
     name = place.stem.replace(".", "_")  # a tar key ends at the first dot of its name
     key = unused(f"{category}/{name}" if category else name, taken or set())
-    return Picture(key, path, caption, category, _with_category(metadata, category, caption))
+    metadata = _with_category(metadata, category, caption)
+    return Picture(key, path, caption, category, metadata, sound)
 
 
 def unused(key: str, taken: set[str]) -> str:

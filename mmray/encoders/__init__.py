@@ -1,4 +1,4 @@
-"""Encoders: what turns pictures and texts into vectors, from one table of kinds.
+"""Encoders: what turns pictures, texts and sounds into vectors, from one table of kinds.
 
 Importing this room and calling `describe` loads neither torch nor transformers; `load_encoder`
 does, in the worker that encodes.
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmray.encoders import hf, imported, packaged
+from mmray.encoders import combined, hf, imported, packaged
 from mmray.encoders.card import EncodeOptions, EncoderCard
 from mmray.errors import RefusedError
-from mmray.specs.common import HfEncoder, ImportEncoder, PackagedEncoder
+from mmray.specs.common import CombinedEncoder, HfEncoder, ImportEncoder, PackagedEncoder
 
 __all__ = ["KINDS", "EncodeOptions", "Encoder", "EncoderCard", "describe", "load_encoder"]
 
-EncoderSpec = HfEncoder | PackagedEncoder | ImportEncoder
+EncoderSpec = HfEncoder | PackagedEncoder | ImportEncoder | CombinedEncoder
 
 
 class Encoder(Protocol):
@@ -30,6 +30,10 @@ class Encoder(Protocol):
     def encode_texts(self, texts: list[str]) -> np.ndarray:
         """Texts to float32 [n, d]."""
 
+    def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
+        """Windows of sound, float32 [samples] each, mono at `card.audio.rate` and no longer than
+        `card.audio.window`, to float32 [n, d]."""
+
 
 Describe = Callable[[Any, EncodeOptions], EncoderCard]
 Load = Callable[[Any, EncoderCard, str, EncodeOptions], Encoder]
@@ -39,6 +43,7 @@ KINDS: dict[str, tuple[Describe, Load]] = {
     "hf": (hf.describe, hf.load),
     "packaged": (packaged.describe, packaged.load),
     "import": (imported.describe, imported.load),
+    "combined": (combined.describe, combined.load),
 }
 
 
@@ -62,7 +67,7 @@ def load_encoder(
     if found.fingerprint != card.fingerprint:
         parts = ", ".join(differing(card, found))
         raise RefusedError(f"this worker's {found.name} isn't the driver's: {parts} differ")
-    if options.threads is not None and spec.kind != "import":
+    if options.threads is not None and spec.kind in ("hf", "packaged"):
         import torch
 
         torch.set_num_threads(options.threads)

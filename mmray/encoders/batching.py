@@ -1,8 +1,13 @@
-"""How work is cut into forward passes: texts by length under a token budget, and halves after the
-device ran out of memory."""
+"""How work is cut into forward passes: texts and sounds by length under a budget, and halves after
+the device ran out of memory."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,6 +28,31 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             longest = max(1, lengths[position])
         batches[-1].append(position)
     return batches
+
+
+def equal_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions of sounds, grouped so that a batch holds one length only and stays in `budget`.
+
+    Unlike texts, sounds can't be padded: many models that hear have no mask, and would give other
+    vectors. The longest come first; a sound longer than the budget gets a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    batches: list[list[int]] = []
+    for position in order:
+        length = lengths[position]
+        last = batches[-1] if batches else []
+        if not last or lengths[last[0]] != length or (len(last) + 1) * length > budget:
+            batches.append([])
+        batches[-1].append(position)
+    return batches
+
+
+def in_order(parts: Sequence["torch.Tensor"], order: Sequence[int]) -> "torch.Tensor":
+    """The rows of all parts, row `i` of which belongs at `order[i]`, put there."""
+    import torch
+
+    back = torch.from_numpy(np.argsort(np.array(order)))
+    return torch.cat(list(parts))[back.to(parts[0].device)]
 
 
 def in_halves(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
 
 DeclaredDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -22,6 +23,9 @@ class EncodeOptions:
     """Images in one forward pass; `None` fits the device."""
     batch_tokens: int | None = None
     """Padded tokens in one forward pass; `None` fits the device."""
+    batch_audios: int | None = None
+    """Windows of full length in one forward pass, or more that are shorter; `None` fits the
+    device."""
     max_tokens: int | None = None
     """Tokens kept of a text; `None`: the model's own limit."""
     threads: int | None = None
@@ -42,6 +46,7 @@ class EncoderCard:
     name: str
     """For people: `clip (/models/clip-vit-b-32)`."""
     details: Mapping[str, Any]
+    audio: AudioTransform | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

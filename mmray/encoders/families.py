@@ -7,6 +7,7 @@ equals a default of the class that wrote it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mmray.encoders.extractors import Extractor, ExtractorKind
 from mmray.encoders.folder import TensorShapes
 from mmray.errors import RefusedError
 
@@ -20,7 +21,7 @@ class Family:
 
     dims: Mapping[str, TensorAxis]
     pooling: str | None = None
-    """Default pooling; `None`: the model joins image and text and pools by itself."""
+    """Default pooling; `None`: the model joins two modalities and pools by itself."""
     pooler: str | None = None
     """A learned pooler's tensor; `""`: the model pools without weights; `None`: it has none."""
     image_positions: str | None = None
@@ -32,6 +33,12 @@ class Family:
     """Rows of the text position table that no token can use."""
     pads_to_limit: bool = False
     """Trained on texts padded to the limit, so a shorter batch gives other vectors."""
+    extractor: ExtractorKind | None = None
+    """The feature extractor of a model that hears."""
+    audio_bins: TensorAxis | None = None
+    """Rows of the spectrogram that it takes."""
+    audio_positions: str | None = None
+    """Position table of a model that takes one length of sound only."""
 
 
 def _bert_like(reserved: int = 0, pooler: str | None = "pooler.dense.weight") -> Family:
@@ -41,6 +48,14 @@ def _bert_like(reserved: int = 0, pooler: str | None = "pooler.dense.weight") ->
         pooler=pooler,
         text_positions="embeddings.position_embeddings.weight",
         reserved_positions=reserved,
+    )
+
+
+def _wav2vec2_like() -> Family:
+    return Family(
+        dims={"audio": ("feature_projection.projection.weight", 0)},
+        pooling="mean",
+        extractor="Wav2Vec2",
     )
 
 
@@ -72,7 +87,33 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": _bert_like(reserved=2),
     "mpnet": _bert_like(reserved=2),
     "distilbert": _bert_like(pooler=None),
+    "clap": Family(
+        dims={
+            "audio": ("audio_projection.linear2.weight", 0),
+            "text": ("text_projection.linear2.weight", 0),
+        },
+        text_positions="text_model.embeddings.position_embeddings.weight",
+        reserved_positions=2,
+        extractor="Clap",
+        audio_bins=("audio_encoder.batch_norm.weight", 0),
+    ),
+    "whisper": Family(
+        dims={"audio": ("encoder.conv1.weight", 0)},
+        pooling="mean",
+        extractor="Whisper",
+        audio_bins=("encoder.conv1.weight", 1),
+        audio_positions="encoder.embed_positions.weight",
+    ),
+    "wav2vec2": _wav2vec2_like(),
+    "hubert": _wav2vec2_like(),
+    "wavlm": _wav2vec2_like(),
 }
+
+_FUSION = "patch_embed.mel_conv2d.weight"
+"""The weights with which a CLAP model takes four spectrograms of a sound instead of one."""
+
+_ADAPTER = "adapter.layers.0.conv.weight"
+"""Convolutions behind a wav2vec2-like encoder, which change the vectors' length."""
 
 _NAFLEX = (
     "a siglip2 model of variable resolution (NaFlex) keeps each picture's aspect ratio, which "
@@ -113,3 +154,23 @@ def check_image_size(family: Family, shapes: TensorShapes, size: tuple[int, int]
     if have not in (wanted, wanted + 1):  # one more for the class token, where there is one
         message = f"images of {size} make {wanted} patches, the model has {have} positions"
         raise RefusedError(f"{shapes.where}: {message}")
+
+
+def check_extractor(family: Family, shapes: TensorShapes, extractor: Extractor) -> None:
+    """Refuse a feature extractor whose features the model can't take."""
+    settings = extractor.settings
+    problem = None
+    if family.audio_bins is not None:
+        bins = shapes.axis(*family.audio_bins)
+        if bins != settings["feature_size"]:
+            problem = f"spectrograms of {settings['feature_size']} rows, the model takes {bins}"
+    if family.audio_positions is not None:
+        frames = 2 * shapes.axis(family.audio_positions, 0)  # its convolutions halve the length
+        if frames != extractor.frames:
+            problem = f"spectrograms of {extractor.frames} columns, the model takes {frames}"
+    if settings.get("truncation") == "fusion" and not shapes.has(_FUSION):
+        problem = "four spectrograms of a sound, the model takes one; it wants rand_trunc"
+    if problem is not None:
+        raise RefusedError(f"{shapes.where}: its feature extractor makes {problem}")
+    if shapes.has(_ADAPTER):
+        raise RefusedError(f"{shapes.where} has an adapter behind its encoder, unknown to mmray")

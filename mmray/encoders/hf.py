@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmray.decode.image import ImageTransform
 from mmray.encoders.card import EncodeOptions, EncoderCard
+from mmray.encoders.extractors import Extractor, read_extractor
 from mmray.encoders.families import (
     Family,
+    check_extractor,
     check_image_size,
     find_family,
     text_limit,
@@ -32,6 +34,7 @@ from mmray.specs.common import HfEncoder
 
 if TYPE_CHECKING:
     from mmray.encoders.towers import TowerEncoder
+    from mmray.models.backbones import Backbone
 
 # Tokenizers without a limit of their own say so with an astronomical number.
 _NO_LIMIT = 1_000_000
@@ -51,6 +54,7 @@ class HfModel:
     text_positions: int | None
     lower_case: bool
     details: dict[str, Any]
+    extractor: Extractor | None = None
 
     def card(self, name: str) -> EncoderCard:
         """The card; `name` is what the user called the model."""
@@ -61,6 +65,7 @@ class HfModel:
             max_tokens=self.max_tokens,
             name=f"{self.model_type} ({name})",
             details=self.details,
+            audio=None if self.extractor is None else self.extractor.transform,
         )
 
 
@@ -90,6 +95,9 @@ def examine(folder: Path, pooling: str | None, options: EncodeOptions) -> HfMode
     image = read_transform(folder) if "image" in dims else None
     if image is not None:
         check_image_size(family, shapes, image.size)
+    extractor = None if family.extractor is None else read_extractor(folder, family.extractor)
+    if extractor is not None:
+        check_extractor(family, shapes, extractor)
     positions = text_limit(family, shapes)
     max_tokens = _max_tokens(folder, positions, sentence, options.max_tokens)
     details = {
@@ -104,6 +112,8 @@ def examine(folder: Path, pooling: str | None, options: EncodeOptions) -> HfMode
         "lower_case": sentence.lower_case,
         "dtype": options.dtype,
     }
+    if extractor is not None:  # not a null for others, whose fingerprints are older than sound
+        details["audio"] = extractor.to_json()
     return HfModel(
         folder,
         family,
@@ -115,40 +125,53 @@ def examine(folder: Path, pooling: str | None, options: EncodeOptions) -> HfMode
         positions,
         sentence.lower_case,
         details,
+        extractor,
     )
 
 
 def build(model: HfModel, card: EncoderCard, device: str, options: EncodeOptions) -> "TowerEncoder":
     """Load an examined model on `device`. Imports torch."""
-    from mmray.encoders.towers import ImageTower, TextRules, TextTower, TowerEncoder
-    from mmray.models.backbones import load_image_only, load_joint, load_text_only, load_tokenizer
+    from mmray.encoders import towers
+    from mmray.models.backbones import load_tokenizer
     from mmray.models.devices import place
 
     placement = place(device, options.dtype)
-    learned = bool(model.family.pooler)
-    if model.pooling is None:
-        backbone = load_joint(model.folder)
-    elif model.image is not None:
-        backbone = load_image_only(model.folder, model.pooling, optional_pooler=learned)
-    else:
-        backbone = load_text_only(model.folder, model.pooling, optional_pooler=learned)
+    backbone = _load_backbone(model)
     placement.settle(backbone.module)
-    image = text = None
+    image = text = audio = None
     if backbone.image is not None and model.image is not None:
-        image = ImageTower(backbone.image, model.image, placement, options)
+        image = towers.ImageTower(backbone.image, model.image, placement, options)
     if backbone.text is not None and model.max_tokens is not None:
-        text = TextTower(
-            backbone.text,
-            load_tokenizer(model.folder),
-            placement,
-            options,
-            TextRules(
-                limit=model.max_tokens,
-                pad_to=model.text_positions if model.family.pads_to_limit else None,
-                lower_case=model.lower_case,
-            ),
+        rules = towers.TextRules(
+            limit=model.max_tokens,
+            pad_to=model.text_positions if model.family.pads_to_limit else None,
+            lower_case=model.lower_case,
         )
-    return TowerEncoder(card, image, text)
+        tokenizer = load_tokenizer(model.folder)
+        text = towers.TextTower(backbone.text, tokenizer, placement, options, rules)
+    if backbone.audio is not None and model.extractor is not None:
+        extractor = model.extractor
+        heard = towers.AudioRules(extractor.transform, extractor.build(), extractor.pads)
+        audio = towers.AudioTower(backbone.audio, heard, placement, options)
+    return towers.TowerEncoder(card, image, text, audio)
+
+
+def _load_backbone(model: HfModel) -> "Backbone":
+    from mmray.models import backbones
+
+    learned = bool(model.family.pooler)
+    if model.extractor is not None:
+        if model.pooling is None:
+            return backbones.load_audio_joint(model.folder)
+        if model.extractor.pads:
+            hop = int(model.extractor.settings["hop_length"])
+            return backbones.load_speech_encoder(model.folder, hop)
+        return backbones.load_wave_encoder(model.folder)
+    if model.pooling is None:
+        return backbones.load_joint(model.folder)
+    if model.image is not None:
+        return backbones.load_image_only(model.folder, model.pooling, optional_pooler=learned)
+    return backbones.load_text_only(model.folder, model.pooling, optional_pooler=learned)
 
 
 def _pooling(
@@ -164,6 +187,8 @@ def _pooling(
             raise SpecError("encoder.pooling", message)
         return None
     pooling = asked or sentence.pooling or family.pooling
+    if "audio" in family.dims and pooling != "mean":
+        raise SpecError("encoder.pooling", f"{model_type} models pool by mean only")
     if pooling == "pooler":
         if family.pooler is None:
             raise SpecError("encoder.pooling", f"{model_type} models have no pooler")

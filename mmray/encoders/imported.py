@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
 from mmray.encoders.card import EncodeOptions, EncoderCard
 from mmray.encoders.fingerprint import fingerprint
 from mmray.errors import RefusedError, SpecError
 from mmray.specs.common import ImportEncoder
 
-_METHODS = {"image": "encode_images", "text": "encode_texts"}
+_METHODS = {"image": "encode_images", "text": "encode_texts", "audio": "encode_audios"}
 
 
 def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
-    """Import the module and read `fingerprint`, `dims` and `image` off the class.
+    """Import the module and read `fingerprint`, `dims`, `image` and `audio` off the class.
 
     The options are part of the identity: they may choose weights. Raises `SpecError` when the
     class can't be found, `RefusedError` when it doesn't say what an encoder must.
@@ -29,23 +30,36 @@ def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
     identity: Any = getattr(kind, "fingerprint", None)
     dims: Any = getattr(kind, "dims", None)
     image: Any = getattr(kind, "image", None)
+    audio: Any = getattr(kind, "audio", None)
     if not isinstance(identity, str) or not identity:
         raise RefusedError(f"{spec.model} needs a class attribute `fingerprint`: a string")
     if not _is_dims(dims):
         raise RefusedError(f"{spec.model} needs a class attribute `dims`: such as {{'image': 512}}")
     if ("image" in dims) != isinstance(image, ImageTransform):
         raise RefusedError(f"{spec.model} needs `image`, an ImageTransform, if it takes images")
+    if ("audio" in dims) != isinstance(audio, AudioTransform):
+        raise RefusedError(f"{spec.model} needs `audio`, an AudioTransform, if it takes sound")
     for modality in dims:
         if not callable(getattr(kind, _METHODS[modality], None)):
             raise RefusedError(f"{spec.model} has no method {_METHODS[modality]}")
-    details = {
+    details: dict[str, Any] = {
         "format": 1,
         "declared": identity,
         "options": dict(spec.options),
         "dims": dict(dims),
         "image": None if image is None else image.to_json(),
     }
-    return EncoderCard(fingerprint(details), dict(dims), image, None, spec.model, details)
+    if "audio" in dims:  # not a null for others, whose fingerprints are older than sound
+        details["audio"] = audio.to_json()
+    return EncoderCard(
+        fingerprint=fingerprint(details),
+        dims=dict(dims),
+        image=image,
+        max_tokens=None,
+        name=spec.model,
+        details=details,
+        audio=audio if "audio" in dims else None,
+    )
 
 
 def load(
@@ -82,6 +96,10 @@ class ImportedEncoder:
     def encode_texts(self, texts: list[str]) -> np.ndarray:
         """Texts to float32 [n, d]."""
         return self._checked("text", texts)
+
+    def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
+        """float32 [samples] each to float32 [n, d]."""
+        return self._checked("audio", waves)
 
     def _checked(self, modality: str, items: list[Any]) -> np.ndarray:
         if modality not in self.card.dims:

@@ -60,6 +60,10 @@ def describe(spec: PackagedEncoder, options: EncodeOptions) -> EncoderCard:
         from mmray.encoders import zeroshot
 
         return zeroshot.describe(options)
+    if spec.model == "speech":
+        from mmray.encoders import speech
+
+        return speech.describe(options)
     details = lite0_details(options) | {"output": "features"}
     return EncoderCard(
         fingerprint=fingerprint(details),
@@ -92,6 +96,10 @@ def load(
         from mmray.encoders import zeroshot
 
         return zeroshot.load(card, device, options)
+    if spec.model == "speech":
+        from mmray.encoders import speech
+
+        return speech.load(card, device, options)
     from mmray.encoders.towers import ImageTower, TowerEncoder
     from mmray.models.devices import place
     from mmray.models.lite0 import Lite0

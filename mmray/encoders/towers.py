@@ -1,4 +1,4 @@
-"""Batches of pixels or texts through a network, in the order they came. Needs torch.
+"""Batches of pixels, texts or sounds through a network, in the order they came. Needs torch.
 
 Rows stay on the device until the last batch is queued, so that on a GPU the copy of one batch runs
 beside the computing of another.
@@ -6,21 +6,25 @@ beside the computing of another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
-from mmray.encoders.batching import in_halves, token_batches
+from mmray.encoders.batching import equal_batches, in_halves, in_order, token_batches
 from mmray.encoders.card import EncodeOptions, EncoderCard
-from mmray.models.backbones import ImageForward, TextForward
+from mmray.encoders.extractors import Extract
+from mmray.models.backbones import AudioForward, ImageForward, TextForward
 from mmray.models.devices import Placement
 
 # Measured on one CPU core: flat from 16 images up for a ViT-B/32, and a small convolutional
 # network loses a quarter from 8 to 32, when its maps leave the cache.
 _CPU_IMAGES, _GPU_IMAGES = 16, 256
 _CPU_TOKENS, _GPU_TOKENS = 4096, 16384
+_CPU_SECONDS, _GPU_SECONDS = 60, 480
 
 
 class ImageTower:
@@ -102,17 +106,15 @@ class TextTower:
         parts: list[torch.Tensor] = []
         lengths = [self._rules.pad_to or len(row) for row in rows]
         for batch in token_batches(lengths, self.budget):
-            parts += in_halves(self._run, [rows[position] for position in batch], self._shrink)
+            shrink = partial(self._shrink, lengths[batch[0]])
+            parts += in_halves(self._run, [rows[position] for position in batch], shrink)
             order += batch
         if not parts:
             return []
-        back = torch.from_numpy(np.argsort(np.array(order)))
-        return [torch.cat(parts)[back.to(self._placement.device)]]
+        return [in_order(parts, order)]
 
-    def _shrink(self, fits: int) -> None:
-        # A pass of `2 * fits` texts filled the budget at most: ask for half of it from now on.
-        del fits
-        self.budget = max(1, self.budget // 2)
+    def _shrink(self, longest: int, fits: int) -> None:
+        self.budget = min(self.budget, max(1, longest) * fits)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -146,15 +148,78 @@ class TextTower:
             return self._forward(self._placement.upload(ids), seen).float()
 
 
+@dataclass(frozen=True, slots=True)
+class AudioRules:
+    """How a model wants its sound."""
+
+    transform: AudioTransform
+    extract: Extract
+    """From windows of one batch to what the network takes."""
+    one_length: bool
+    """Features have one length whatever the sound's, so that sounds of any length share a batch."""
+
+
+class AudioTower:
+    """Windows of sound to vectors, in batches of equal length under a budget of samples."""
+
+    def __init__(
+        self,
+        forward: AudioForward,
+        rules: AudioRules,
+        placement: Placement,
+        options: EncodeOptions,
+    ) -> None:
+        self._forward = forward
+        self._rules = rules
+        self._placement = placement
+        rate = rules.transform.rate
+        self._longest = round(rate * rules.transform.window)
+        fits = rate * (_GPU_SECONDS if placement.on_gpu else _CPU_SECONDS)
+        self.budget = self._longest * options.batch_audios if options.batch_audios else fits
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Vectors on the device, float32, in parts, in the order of `waves`.
+
+        Raises `ValueError` for a wave that isn't float32 [n], is empty or longer than a window.
+        """
+        for wave in waves:
+            if wave.ndim != 1 or wave.dtype != np.float32 or not 0 < len(wave) <= self._longest:
+                wanted = f"float32 [1 to {self._longest}]"
+                raise ValueError(f"expected {wanted}, got {wave.dtype} {list(wave.shape)}")
+        order: list[int] = []
+        parts: list[torch.Tensor] = []
+        one_length = self._rules.one_length
+        lengths = [self._longest if one_length else len(wave) for wave in waves]
+        for batch in equal_batches(lengths, self.budget):
+            shrink = partial(self._shrink, lengths[batch[0]])
+            parts += in_halves(self._run, [waves[position] for position in batch], shrink)
+            order += batch
+        return [in_order(parts, order)] if parts else []
+
+    def _shrink(self, length: int, fits: int) -> None:
+        self.budget = min(self.budget, length * fits)
+
+    def _run(self, waves: Sequence[np.ndarray]) -> torch.Tensor:
+        features = self._placement.upload(self._rules.extract(waves))
+        lengths = self._placement.upload(np.array([len(wave) for wave in waves]))
+        with self._placement.precision():
+            return self._forward(features, lengths).float()
+
+
 class TowerEncoder:
     """An encoder of one or two towers."""
 
     def __init__(
-        self, card: EncoderCard, image: ImageTower | None = None, text: TextTower | None = None
+        self,
+        card: EncoderCard,
+        image: ImageTower | None = None,
+        text: TextTower | None = None,
+        audio: AudioTower | None = None,
     ) -> None:
         self.card = card
         self._image = image
         self._text = text
+        self._audio = audio
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         """uint8 [h, w, 3] each, of `card.image.size`, to float32 [n, d], not normalised."""
@@ -169,6 +234,13 @@ class TowerEncoder:
             raise ValueError(f"{self.card.name} takes no texts")
         with torch.inference_mode():
             return _rows(self._text.encode(texts), self.card.dims["text"])
+
+    def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
+        """float32 [samples] each, mono at `card.audio.rate`, to float32 [n, d], not normalised."""
+        if self._audio is None:
+            raise ValueError(f"{self.card.name} takes no audios")
+        with torch.inference_mode():
+            return _rows(self._audio.encode(waves), self.card.dims["audio"])
 
 
 def _rows(parts: list[torch.Tensor], dim: int) -> np.ndarray:

@@ -36,9 +36,14 @@ class Batch:
     samples: list[Sample]
     """Their member bytes are dropped once decoded."""
     columns: dict[str, list[Any]]
-    """Kept metadata, and `thumbnail` where asked."""
+    """Kept metadata, and what else the store has beside base columns and vectors."""
     inputs: dict[str, list[Any]]
-    """Modality to decoded inputs: uint8 HWC arrays, or texts; `None` where absent."""
+    """Modality to decoded inputs, `None` where absent: a uint8 HWC array for an image, a text, a
+    list of float32 waves for sound, a list of uint8 HWC frames for video."""
+    keys: list[bytes | None] = field(default_factory=list)
+    """What duplicates are known by, where the spec looks for them."""
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Why samples were left out, and how many; they have no place in the lists."""
     vectors: dict[str, list[np.ndarray | None]] = field(default_factory=dict)
     """Modality to float32 [dim] vectors; `None` where absent."""
     previews: tuple["Preview", ...] = ()
@@ -48,12 +53,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A small picture of a sample, for the report."""
+    """A small picture of a sample, or its sound, for the report."""
 
     id: str
     source_key: str
     caption: str
-    jpeg: bytes
+    jpeg: bytes | None
+    audio: bytes | None = None
+    mime: str = ""
+    """Of `audio`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,8 @@ class Finished:
     encoded: int
     """Samples that went through the encoder; remembered duplicates did not."""
     previews: tuple[Preview, ...] = ()
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Why samples were left out, and how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,11 @@ class Failed:
     message: str
     fatal: bool
     """True: trying again can't help (the model does not load), so the job ends at once."""
+
+
+def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    """The sums of two counts by name."""
+    return one | {name: one.get(name, 0) + count for name, count in other.items()}
 
 
 class Timer:

@@ -21,16 +21,18 @@ import numpy as np
 
 from mmray.errors import JobFailed
 from mmray.flow.batch import Batch, Failed, Finished, Work
+from mmray.flow.retry import Retried, Retry
+from mmray.flow.retrying import retried
 from mmray.flow.stages import Stages
 from mmray.specs.common import Resources
 
 MAX_BLOCKS = 10_000
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""Keeps a worker's memory flat. glibc gives each thread a heap of its own, which keeps what a thread
-that ended has freed, and each shard is read by a thread of its own: over 20,000 pictures a worker
-grew by 100 MiB. It only counts where a process finds it at its start."""
+"""Keeps a worker's memory flat. glibc gives each thread a heap of its own, which keeps what a
+thread that ended has freed, and each shard is read by a thread of its own: over 20,000 pictures a
+worker grew by 100 MiB. It only counts where a process finds it at its start."""
 
-Item = Finished | Failed
+Item = Finished | Failed | Retried
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def cluster(resources: Resources) -> Iterator[None]:
 class Drive:
     """One pass over the work on a thread of its own; items arrive in `items`, `None` at the end."""
 
-    def __init__(self, work: Sequence[Work], stages: Stages) -> None:
+    def __init__(self, work: Sequence[Work | Retry], stages: Stages) -> None:
         self.items: SimpleQueue[Item | BaseException | None] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -90,7 +92,7 @@ class Drive:
         waiting = [self.items.get_nowait() for _ in range(self.items.qsize())]
         return [item for item in waiting if isinstance(item, Finished)]
 
-    def _run(self, work: Sequence[Work], stages: Stages) -> None:
+    def _run(self, work: Sequence[Work | Retry], stages: Stages) -> None:
         try:
             for item in _items(work, stages):
                 self.items.put(item)
@@ -102,7 +104,7 @@ class Drive:
             self.items.put(None)
 
 
-def _items(work: Sequence[Work], stages: Stages) -> Iterator[Item]:
+def _items(work: Sequence[Work | Retry], stages: Stages) -> Iterator[Item]:
     with _data_context():
         dataset = _dataset(work, stages)
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
@@ -110,12 +112,13 @@ def _items(work: Sequence[Work], stages: Stages) -> Iterator[Item]:
                 yield _unpacked(item)
 
 
-def _dataset(work: Sequence[Work], stages: Stages) -> Any:
+def _dataset(work: Sequence[Work | Retry], stages: Stages) -> Any:
     """Work in, pickled items out; lazy."""
     import ray.data
 
     resources = stages.spec.resources
-    split = bool(resources.gpus) and stages.limit is None
+    # What is tried again is little, and most of its part is copied: one process does it all.
+    split = bool(resources.gpus) and stages.limit is None and not isinstance(work[0], Retry)
     with warnings.catch_warnings():
         # Ray says that retries are to be set otherwise from 2.64 on, but not yet how.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -213,8 +216,11 @@ class _FusedActor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for packed in batch["work"]:
-            work: Work = _unpacked(packed)
-            yield from _packed(self._stages.fused(work), work.shard.uri)
+            work: Work | Retry = _unpacked(packed)
+            if isinstance(work, Retry):
+                yield from _packed(retried(self._stages, work), work.runs[0].uri)
+            else:
+                yield from _packed(self._stages.fused(work), work.shard.uri)
 
 
 def _decode(batch: dict[str, np.ndarray], stages: Stages) -> Iterator[dict[str, np.ndarray]]:

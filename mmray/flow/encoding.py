@@ -50,6 +50,8 @@ def encode(
     calls: dict[str, Callable[[list[Any]], np.ndarray]] = {
         "image": encoder.encode_images,
         "text": encoder.encode_texts,
+        "audio": lambda sounds: pooled(encoder.encode_audios, sounds, normalize),
+        "video": lambda films: pooled(encoder.encode_images, films, normalize),
     }
     encoded: set[int] = set()
     for modality, inputs in batch.inputs.items():
@@ -69,6 +71,33 @@ def encode(
                 sample.error = sample.error or SampleError.of("encode", error)
     batch.inputs = {}
     return len(encoded)
+
+
+def pooled(
+    encode: Callable[[list[np.ndarray]], np.ndarray],
+    samples: list[list[np.ndarray]],
+    normalize: bool,
+) -> np.ndarray:
+    """One vector for each list of windows or frames, float32 [n, d]: the mean of theirs, which are
+    brought to length 1 before where `normalize` says so.
+
+    Windows count by their length, so that each second of a sound counts the same; frames all have
+    the same height.
+    """
+    pieces = [piece for sample in samples for piece in sample]
+    vectors = np.asarray(encode(pieces), dtype=np.float32)
+    if len(vectors) != len(pieces):
+        raise BadSample("WrongShape", f"{len(pieces)} inputs gave {len(vectors)} vectors")
+    if normalize:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0)
+    means, start = [], 0
+    for sample in samples:
+        stop = start + len(sample)
+        weights = [len(piece) for piece in sample]
+        means.append(np.average(vectors[start:stop], axis=0, weights=weights))
+        start = stop
+    return np.asarray(means, dtype=np.float32)
 
 
 def _encode_rows(
@@ -138,5 +167,7 @@ def _checked(vector: np.ndarray | None, normalize: bool) -> np.ndarray | None:
 def _content(value: Any) -> bytes:
     if isinstance(value, str):
         return blake2b(value.encode(), digest_size=16).digest()
+    if isinstance(value, list):
+        return blake2b(b"".join(map(_content, value)), digest_size=16).digest()
     # The shape is part of the content: the same bytes laid out otherwise are another picture.
     return blake2b(value.tobytes(), digest_size=16, salt=str(value.shape).encode()[:16]).digest()

@@ -108,10 +108,11 @@ class _Planner:
         plan.skipped_rows += bad + sum(stored.parts[p].rows for p in stored.paths(shard.key))
         plan.skipped_quarantined += bad
         plan.finished_shards += not missing
-        seen = frozenset[str]()
-        if missing and not self.source.sliced:
-            seen = frozenset(self.store.keys(shard.key, shard.version))
-        plan.work += [Work(shard, start, stop, seen) for start, stop in missing]
+        for start, stop in missing:
+            seen = frozenset[str]()
+            if start and not self.source.sliced:
+                seen = frozenset(self.store.keys(shard.key, shard.version, start))
+            plan.work.append(Work(shard, start, stop, seen))
         return True
 
     def plan_slices(self, slices: list[Shard]) -> None:

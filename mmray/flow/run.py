@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mmray.errors import Interrupted, JobFailed
-from mmray.flow.batch import Failed, Finished, Preview
+from mmray.flow.batch import Failed, Finished, Preview, added
 from mmray.flow.drive import Drive
 from mmray.flow.plan import Plan
 from mmray.flow.stages import Stages
+from mmray.report import EXAMPLES_EACH, MAX_EXAMPLES
 from mmray.report.progress import Progress
 from mmray.sources.fragment import Span
 from mmray.store import Change, Committer
@@ -26,7 +27,6 @@ COMMIT_SECONDS = 3.0
 PASSES_WITHOUT_PROGRESS = 3
 BUDGET_FROM = 1_000
 """Samples read before the error budget can end a job early."""
-EXAMPLES = 20
 PREVIEWS = 400
 
 
@@ -41,6 +41,7 @@ class Tally:
     first_part: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     timeline: list[tuple[float, int]] = field(default_factory=list)
+    filtered: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     examples: list[Quarantined] = field(default_factory=list)
     previews: list[Preview] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Tally:
     @property
     def read(self) -> int:
         """Samples that this run accounted for."""
-        return self.written + self.quarantined
+        return self.written + self.quarantined + sum(self.filtered.values())
 
     def add(self, finished: Finished) -> None:
         """Count one committed part."""
@@ -58,9 +59,12 @@ class Tally:
         self.encoded += finished.encoded
         for stage, seconds in finished.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.filtered = added(self.filtered, finished.filtered)
         for row in receipt.quarantined:
-            self.errors[row.error_type] = self.errors.get(row.error_type, 0) + 1
-        self.examples += receipt.quarantined[: EXAMPLES - len(self.examples)]
+            known = self.errors.get(row.error_type, 0)
+            if known < EXAMPLES_EACH and len(self.examples) < MAX_EXAMPLES:
+                self.examples.append(row)
+            self.errors[row.error_type] = known + 1
         self.previews += finished.previews[: PREVIEWS - len(self.previews)]
 
 
@@ -184,6 +188,7 @@ class Flow:
         self._show.update(
             rows=self.tally.read,
             quarantined=self.tally.quarantined,
+            filtered=sum(self.tally.filtered.values()),
             fraction=self._fraction / len(self._wanted),
         )
 

@@ -11,8 +11,9 @@ from typing import Any
 from mmray.encoders import EncodeOptions, Encoder, EncoderCard, load_encoder
 from mmray.errors import MmrayError, StorageError
 from mmray.flow.batch import Batch, Failed, Finished, Timer, Work
-from mmray.flow.decoding import decode
+from mmray.flow.decoding import Decoder
 from mmray.flow.encoding import Remembered, encode
+from mmray.flow.repeats import Repeats
 from mmray.flow.writing import PartWriter
 from mmray.sources import Cut, Fragment, Source, open_source
 from mmray.specs.embed import EmbedSpec
@@ -21,6 +22,8 @@ from mmray.store.schema import StoreColumns
 
 PREVIEW_SECONDS = 2.0
 PREVIEWS = 2
+MEDIA_BYTES = 8 * 1024 * 1024
+"""Of a fragment with sound or video, which decodes to many times its size."""
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ class Stages:
             yield Failed(batch.shard_uri, str(error), fatal=False)
 
     def _decoded(self, work: Work, timer: Timer) -> Iterator[Batch]:
-        image = self.card.image
+        decoder = self._decoder()
         fragments = self._fragments(work)
         while True:
             with timer.stage("read"):
@@ -97,15 +100,30 @@ class Stages:
             if fragment is None:
                 return
             with timer.stage("decode"):
-                batch = decode(
-                    fragment, work.shard.uri, self.spec, self.modalities, image, self._previews()
-                )
+                batch = decoder(fragment, work.shard.uri, self._previews())
             yield batch
 
     def _encode(self, batch: Batch, encoder: Encoder, timer: Timer) -> int:
         remembered = self._made.get("remembered") if self.spec.dedupe == "exact" else None
+        repeats = self._repeats()
         with timer.stage("encode"):
-            return encode(batch, encoder, normalize=self.spec.normalize, remembered=remembered)
+            if repeats is not None:
+                repeats.before(batch)
+            encoded = encode(batch, encoder, normalize=self.spec.normalize, remembered=remembered)
+            if repeats is not None:
+                repeats.after(batch)
+            return encoded
+
+    def _decoder(self) -> Decoder:
+        if "decoder" not in self._made:
+            self._made["decoder"] = Decoder(self.spec, self.modalities, self.card)
+        decoder: Decoder = self._made["decoder"]
+        return decoder
+
+    def _repeats(self) -> Repeats | None:
+        if self.spec.duplicates is not None and "repeats" not in self._made:
+            self._made["repeats"] = Repeats(self.spec.duplicates)
+        return self._made.get("repeats")
 
     def _previews(self) -> int:
         """A few pictures every other second: a small picture costs half as much as a vector."""
@@ -135,7 +153,15 @@ class Stages:
                     break
 
     def _source(self, rows: int) -> Source:
-        return open_source(self.spec.source, self.storage, self.spec.limits, Cut(rows=rows))
+        media = {"audio", "video"} & set(self.modalities)
+        cut = Cut(rows, MEDIA_BYTES) if media else Cut(rows)
+        return open_source(self.spec.source, self.storage, self.spec.limits, cut, self.wanted)
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The metadata fields that the job looks at; a source may leave out the others."""
+        spec = self.spec
+        return frozenset({*spec.keep, spec.text.column, *spec.filter.metadata})
 
     @property
     def _rows(self) -> int:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from mmray.flow.batch import Batch, Finished, Preview, Timer
+from mmray.flow.batch import Batch, Finished, Preview, Timer, added
 from mmray.storage import Storage
 from mmray.store import StoreColumns
 from mmray.store.parts import Quarantined, write_part
@@ -76,7 +76,10 @@ class PartWriter:
             for stage, spent in batch.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + spent
         previews: tuple[Preview, ...] = next((b.previews for b in batches if b.previews), ())
-        finished = Finished(receipt, seconds, self._encoded, previews)
+        filtered: dict[str, int] = {}
+        for batch in batches:
+            filtered = added(filtered, batch.filtered)
+        finished = Finished(receipt, seconds, self._encoded, previews, filtered)
         self._clear()
         return finished
 

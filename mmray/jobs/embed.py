@@ -2,12 +2,14 @@
 
 import time
 import uuid
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import mmray
 from mmray.encoders import EncodeOptions, EncoderCard, describe
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
+from mmray.flow.decoding import keeps_times, windowed
 from mmray.flow.drive import cluster
 from mmray.flow.plan import Plan, make_plan
 from mmray.flow.run import Flow, Tally
@@ -15,7 +17,8 @@ from mmray.flow.stages import Stages
 from mmray.jobs.inspect import inspect_store
 from mmray.report import Example, Report
 from mmray.report.progress import Progress, progress
-from mmray.sources import open_source
+from mmray.report.vectors import Media
+from mmray.sources import Cut, open_source
 from mmray.specs import EmbedSpec
 from mmray.storage import Storage
 from mmray.store import Committer, Store, StoreColumns, StoreMeta
@@ -23,9 +26,12 @@ from mmray.store.parts import Quarantined
 from mmray.store.rebuild import swap
 from mmray.store.schema import require_columns
 from mmray.store.table import staging_uri
+from mmray.transforms.filters import check as check_filter
 
-ENCODED = ("image", "text")
-"""Modalities that this job can decode."""
+ORDER = ("image", "text", "audio", "video")
+"""Of the vectors in a row."""
+PEEK = 16
+"""Samples that are read to see whether a source has video."""
 
 
 def run(spec: EmbedSpec, *, limit: int | None = None, quiet: bool = False) -> Report:
@@ -57,8 +63,7 @@ class _Job:
         )
         self.spec = spec
         self.card = describe(spec.encoder, self.options)
-        self.modalities = _modalities(spec, self.card)
-        self.columns = StoreColumns(self.modalities, dict(spec.keep), bool(spec.thumbnails))
+        check(spec, self.card)
         self.source = open_source(spec.source, self.storage, spec.limits)
         self.uri = self.storage.normalise(spec.store.uri)
         self.startup: dict[str, float] = {}
@@ -67,9 +72,13 @@ class _Job:
     def run(self) -> Report:
         self.show.say("planning")
         main = Store.open(self.uri, self.storage) if Store.exists(self.uri, self.storage) else None
+        if main is not None:
+            self.modalities = modalities(self.spec, self.card, tuple(main.meta.dims))
         rebuild = main is not None and self._is_of_other_model(main)
         store = self._staging() if rebuild else main
         plan = self._plan(store)
+        if main is None:
+            self.modalities = modalities(self.spec, self.card, lambda: self._peek(plan))
         self.startup["plan"] = self._elapsed()
         store = store or self._create(self.uri)
         failure: Interrupted | JobFailed | None = None
@@ -87,6 +96,15 @@ class _Job:
             failure.report = report
             raise failure
         return report
+
+    def _peek(self, plan: Plan) -> frozenset[str]:
+        """The modalities of the first samples."""
+        shard = plan.work[0].shard
+        source = open_source(
+            self.spec.source, self.storage, self.spec.limits, Cut(rows=PEEK), frozenset()
+        )
+        first = next(source.read(shard, 0, shard.size, set()))
+        return frozenset(each for sample in first.samples for each in sample.members)
 
     def _plan(self, store: Store | None) -> Plan:
         return make_plan(self.source, store, prune=self.spec.on_removed == "prune")
@@ -151,12 +169,24 @@ class _Job:
         return Store.create(uri, self.storage, self.columns, self.meta)
 
     @property
+    def columns(self) -> StoreColumns:
+        """The columns of the store beside the base ones."""
+        duplicates = self.spec.duplicates
+        return StoreColumns(
+            self.modalities,
+            dict(self.spec.keep),
+            thumbnail=bool(self.spec.thumbnails),
+            times=keeps_times(self.spec),
+            duplicate_of=duplicates is not None and duplicates.action == "mark",
+        )
+
+    @property
     def meta(self) -> StoreMeta:
         """What a store that this run makes says of itself."""
         return StoreMeta(
             fingerprint=self.card.fingerprint,
             encoder=self.card.name,
-            dims={modality: self.card.dims[modality] for modality in self.modalities},
+            dims={modality: dim_of(self.card, modality) for modality in self.modalities},
             normalised=self.spec.normalize,
             details=dict(self.card.details),
             lineage={
@@ -167,6 +197,7 @@ class _Job:
                 "mmray": mmray.__version__,
                 "created": self.started.isoformat(timespec="seconds"),
             },
+            sampling=sampling(self.spec, self.card, self.modalities),
         )
 
     def _report(
@@ -185,6 +216,8 @@ class _Job:
             rows_written=tally.written,
             rows_skipped=plan.skipped_rows,
             rows_quarantined=tally.quarantined,
+            rows_filtered=sum(tally.filtered.values()),
+            filtered=tally.filtered,
             rows_encoded=tally.encoded,
             rows_per_second=tally.read / seconds,
             stages=tally.seconds,
@@ -209,21 +242,65 @@ class _Job:
         )
         if not tally.read:
             return report  # nothing new to look at, and nothing to do should take no time
-        previews = {preview.id: preview.jpeg for preview in tally.previews}
+        previews = {each.id: Media(each.jpeg, each.audio, each.mime) for each in tally.previews}
         return report.save(self.storage, self.uri, inspect_store(store, previews=previews))
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self.clock, 3)
 
 
-def _modalities(spec: EmbedSpec, card: EncoderCard) -> tuple[str, ...]:
-    able = tuple(each for each in ENCODED if each in card.dims)
+def check(spec: EmbedSpec, card: EncoderCard) -> None:
+    """Refuse what the encoder or the filters can't do. Raises SpecError."""
+    able = _able(card)
     for index, wanted in enumerate(spec.modalities or ()):
         if wanted not in able:
-            raise SpecError(
-                f"modalities.{index}", f"{card.name} takes {', '.join(able)}, not {wanted!r}"
-            )
-    return tuple(each for each in able if spec.modalities is None or each in spec.modalities)
+            takes = f"{card.name} takes {', '.join(able)}, not {wanted!r}"
+            raise SpecError(f"modalities.{index}", takes)
+    if spec.audio.seconds is not None and card.audio is not None:
+        most = card.audio.window
+        if spec.audio.seconds > most:
+            raise SpecError("audio.seconds", f"{card.name} takes windows of {most:g} s at most")
+    check_filter(spec.filter)
+
+
+def modalities(
+    spec: EmbedSpec, card: EncoderCard, seen: Collection[str] | Callable[[], Collection[str]]
+) -> tuple[str, ...]:
+    """The modalities to encode: those asked for, else the encoder's own.
+
+    An encoder of images sees video too. Few sources have any, so its column is made only where it
+    is among `seen`: what the store has already, or else what the first samples show.
+    """
+    able = _able(card)
+    if spec.modalities is not None:
+        return tuple(each for each in able if each in spec.modalities)
+    if not callable(seen) and set(seen) <= set(able):
+        return tuple(each for each in able if each in seen)
+    if "video" in able and "video" not in (seen() if callable(seen) else ()):
+        return tuple(each for each in able if each != "video")
+    return able
+
+
+def sampling(spec: EmbedSpec, card: EncoderCard, encoded: Collection[str]) -> dict[str, Any]:
+    """How sound and video are cut, as far as vectors depend on it."""
+    found: dict[str, Any] = {}
+    if "audio" in encoded and card.audio is not None:
+        seconds = windowed(card.audio, spec).window
+        found["audio"] = {"windows": spec.audio.windows, "seconds": seconds}
+    if "video" in encoded:
+        options = spec.video.model_dump(mode="json", exclude={"sound"})
+        found["video"] = options if spec.video.sample == "rate" else options | {"rate": None}
+    return found
+
+
+def dim_of(card: EncoderCard, modality: str) -> int:
+    """Length of a modality's vector; that of a video is that of its frames."""
+    return card.dims["image" if modality == "video" else modality]
+
+
+def _able(card: EncoderCard) -> tuple[str, ...]:
+    has = {*card.dims, *(("video",) if "image" in card.dims else ())}
+    return tuple(each for each in ORDER if each in has)
 
 
 def _status(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:

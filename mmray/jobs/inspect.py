@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +17,20 @@ import pyarrow.parquet as pq
 from mmray.decode.image import thumbnail
 from mmray.errors import BadSample
 from mmray.report import spread
-from mmray.report.vectors import Inspection, Item, Neighbours
+from mmray.report.vectors import SOUND_BYTES, Inspection, Item, Media, Neighbours, Space
 from mmray.storage import join, with_backoff
 from mmray.store.schema import SUFFIX
 from mmray.store.table import Store
 
 MAX_PARTS = 48
 THREADS = 4
-QUERIES = 12
+QUERIES, LATER_QUERIES = 12, 6
+"""Rows whose neighbours are shown in the first space, and in each other."""
 NEAREST = 6
+ORDER = ("image", "audio", "video", "text")
 PICTURE_SIDE = 192
 PICTURE_BYTES = 16_000
-"""Larger thumbnails are made smaller: a page holds 84 of them."""
+"""Larger thumbnails are made smaller: a page holds up to 168 of them."""
 MAX_PIXELS = 1 << 22
 
 T = TypeVar("T")
@@ -59,15 +61,17 @@ class _Sample:
 def inspect_store(
     store: Store,
     limit: int = 4000,
-    previews: Mapping[str, bytes] | None = None,
+    previews: Mapping[str, Media] | None = None,
     first: Collection[str] = (),
 ) -> Inspection:
-    """Vector checks, and the nearest neighbours of a dozen rows that stand for the rest.
+    """Vector checks, and by each kind of vector the nearest neighbours of a few rows that stand for
+    the rest.
 
     Args:
         store: at the version to look at.
         limit: rows to look at, about; they are drawn from several parts.
-        previews: id to JPEG, for a store that keeps no thumbnails.
+        previews: id to what the run kept to show a row by: a picture, where the store keeps no
+            thumbnails, and a sound.
         first: paths of parts to look at before others: those that the previews come from.
 
     Raises:
@@ -95,8 +99,8 @@ def inspect_store(
         )
         for modality, vectors in sample.vectors.items()
     )
-    space, neighbours = _neighbours(store, sample, seen, rng)
-    return Inspection(len(sample.rows), store.count, checks, space, neighbours)
+    spaces = _spaces(store, sample, seen, rng)
+    return Inspection(len(sample.rows), store.count, checks, spaces)
 
 
 def _choose(paths: list[str], first: Collection[str], rng: np.random.Generator) -> list[str]:
@@ -172,51 +176,87 @@ def _stack(vectors: list[spread.Floats]) -> spread.Floats:
     return np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
 
 
-def _neighbours(
-    store: Store, sample: _Sample, previews: Mapping[str, bytes], rng: np.random.Generator
-) -> tuple[str, tuple[Neighbours, ...]]:
-    """The space that was searched, and what was found in it."""
-    spaces = sorted(sample.vectors, key=lambda name: (name != "image", name != "text", name))
-    for space in spaces:
-        rows, vectors = _candidates(store, sample, space, previews)
-        if len(rows) < 2:
-            continue
-        queries = spread.medoids(vectors, QUERIES, rng)
-        found = [(query, spread.nearest(vectors, query, NEAREST)) for query in queries]
-        shown = {index for query, near in found for index in (query, *(each for each, _ in near))}
-        pictures = _pictures(store, [rows[index] for index in shown], previews)
+def _spaces(
+    store: Store, sample: _Sample, previews: Mapping[str, Media], rng: np.random.Generator
+) -> tuple[Space, ...]:
+    """Each space that has two rows to compare, with what was found in it."""
+    found: list[Space] = []
+    known = [name for name in ORDER if name in sample.vectors]
+    for name in [*known, *sorted(sample.vectors.keys() - set(ORDER))]:
+        rows, vectors = _candidates(store, sample, name, previews)
+        if len(rows) >= 2:
+            queries = spread.medoids(vectors, LATER_QUERIES if found else QUERIES, rng)
+            near = {query: spread.nearest(vectors, query, NEAREST) for query in queries}
+            found.append(_space(store, name, rows, near, previews))
+    return tuple(found)
 
-        def item(
-            index: int, similarity: float = 1.0, rows: list[_Row] = rows, pictures: Any = pictures
-        ) -> Item:
-            row = rows[index]
-            return Item(row.id, row.source_key, row.caption, pictures.get(row.id), similarity)
 
-        return space, tuple(
-            Neighbours(item(query), tuple(item(*each) for each in near)) for query, near in found
+def _space(
+    store: Store,
+    name: str,
+    rows: list[_Row],
+    near: dict[int, list[tuple[int, float]]],
+    previews: Mapping[str, Media],
+) -> Space:
+    shown = {index for query, found in near.items() for index in (query, *(n for n, _ in found))}
+    kept = [rows[index] for index in sorted(shown)]
+    pictures = {} if name == "text" else _pictures(store, kept, previews)
+
+    def item(index: int, similarity: float = 1.0) -> Item:
+        row = rows[index]
+        heard = previews.get(row.id) if name == "audio" else None
+        return Item(
+            row.id,
+            row.source_key,
+            row.caption,
+            pictures.get(row.id),
+            similarity,
+            _sound(heard) if heard else None,
+            heard.mime if heard else "",
         )
-    return "", ()
+
+    return Space(
+        name,
+        tuple(
+            Neighbours(item(query), tuple(item(*each) for each in found))
+            for query, found in near.items()
+        ),
+    )
 
 
 def _candidates(
-    store: Store, sample: _Sample, space: str, previews: Collection[str]
+    store: Store, sample: _Sample, space: str, previews: Mapping[str, Media]
 ) -> tuple[list[_Row], spread.Floats]:
-    """Rows with a direction in `space`; where rows keep no picture, those with a preview."""
+    """Rows with a direction in `space`; those that can be shown, where there are enough."""
     pairs = [
         (row, vector)
         for row, vector in zip(sample.rows, sample.vectors[space], strict=True)
         if vector is not None and spread.usable(vector[None])[0]
     ]
-    if "thumbnail" not in store.schema.names:
-        pictured = [pair for pair in pairs if pair[0].id in previews]
-        pairs = pictured if len(pictured) > NEAREST else pairs
+    ids = _showable(store, space, previews)
+    showable = [pair for pair in pairs if pair[0].id in ids]
+    pairs = showable if len(showable) > NEAREST else pairs
     return [row for row, _ in pairs], _stack([vector for _, vector in pairs])
 
 
+def _showable(store: Store, space: str, previews: Mapping[str, Media]) -> Collection[str]:
+    """Ids of the previews that stand in for what the store itself can't show in `space`."""
+    if space == "audio":
+        return {name for name, media in previews.items() if _sound(media)}
+    if space == "text" or "thumbnail" in store.schema.names:
+        return ()
+    return {name for name, media in previews.items() if media.jpeg}
+
+
+def _sound(media: Media) -> bytes | None:
+    return media.audio if media.audio and len(media.audio) <= SOUND_BYTES else None
+
+
 def _pictures(
-    store: Store, rows: Sequence[_Row], previews: Mapping[str, bytes]
+    store: Store, rows: Sequence[_Row], previews: Mapping[str, Media]
 ) -> dict[str, bytes]:
-    pictures = {row.id: previews[row.id] for row in rows if row.id in previews}
+    seen = {row.id: previews[row.id].jpeg for row in rows if row.id in previews}
+    pictures = {name: jpeg for name, jpeg in seen.items() if jpeg}
     if "thumbnail" in store.schema.names:
         places: dict[str, list[_Row]] = {}
         for row in rows:

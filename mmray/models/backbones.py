@@ -19,6 +19,11 @@ ImageForward = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels [n, 3, h, w] to vectors [n, d]."""
 TextForward = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Token ids [n, t] and their mask [n, t] to vectors [n, d]."""
+AudioForward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Features of sounds [n, ...] and the samples behind each [n] to vectors [n, d]."""
+
+# Stands for what is masked in training, and is in no checkpoint that was tuned without masks.
+_TRAINING_ONLY = frozenset({"masked_spec_embed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Backbone:
     module: nn.Module
     image: ImageForward | None = None
     text: TextForward | None = None
+    audio: AudioForward | None = None
 
 
 def load_joint(folder: Path) -> Backbone:
@@ -38,6 +44,57 @@ def load_joint(folder: Path) -> Backbone:
         image=lambda pixels: _vector(model.get_image_features(pixel_values=pixels)),
         text=lambda ids, mask: _vector(model.get_text_features(input_ids=ids, attention_mask=mask)),
     )
+
+
+def load_audio_joint(folder: Path) -> Backbone:
+    """A model with an audio and a text tower in one space (CLAP)."""
+    model = _load(folder)
+
+    def audio(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        del lengths  # it takes a whole window, filled up with the sound itself
+        # No window is longer than the model's own; its extractor would call one of them so by lot.
+        longer = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+        return _vector(model.get_audio_features(input_features=features, is_longer=longer))
+
+    return Backbone(
+        model,
+        audio=audio,
+        text=lambda ids, mask: _vector(model.get_text_features(input_ids=ids, attention_mask=mask)),
+    )
+
+
+def load_speech_encoder(folder: Path, hop: int) -> Backbone:
+    """Whisper's encoder: the mean over the frames that cover the sound, not over the silence that
+    fills its window. `hop`: samples between two columns of its spectrogram."""
+    encoder = _load(folder).encoder
+    step = hop * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+
+    def audio(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = encoder(features).last_hidden_state
+        frames = torch.arange(states.shape[1], device=states.device)
+        return mean_of_tokens(states, frames * step < lengths.unsqueeze(1))
+
+    return Backbone(encoder, audio=audio)
+
+
+def load_wave_encoder(folder: Path) -> Backbone:
+    """A transformer on the wave itself (wav2vec2, HuBERT, WavLM): the mean over its frames."""
+    model = _load(folder)
+    shortest = 1  # samples behind one frame, from the last convolution to the first
+    for kernel, stride in zip(
+        reversed(model.config.conv_kernel), reversed(model.config.conv_stride), strict=True
+    ):
+        shortest = (shortest - 1) * stride + kernel
+
+    def audio(waves: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        del lengths  # a batch holds one length
+        # The last window of a sound may be shorter than a frame.
+        missing = max(0, shortest - waves.shape[-1])
+        filled = nn.functional.pad(waves, (0, missing))
+        states: torch.Tensor = model(input_values=filled).last_hidden_state
+        return states.float().mean(1)
+
+    return Backbone(model, audio=audio)
 
 
 def load_image_only(folder: Path, pooling: str, *, optional_pooler: bool) -> Backbone:
@@ -104,7 +161,7 @@ def _load(folder: Path, **options: Any) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise RefusedError(f"no model can be loaded from {folder}: {error}") from error
-    missing = sorted(report["missing_keys"])
+    missing = sorted(set(report["missing_keys"]) - _TRAINING_ONLY)
     if missing:
         message = f"{len(missing)} tensors have no weights, such as {missing[0]}"
         raise RefusedError(f"{folder}: {message}")

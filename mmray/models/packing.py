@@ -7,6 +7,9 @@ which costs a ViT-B/32 in batches of 16 about a fifth of its time; the results a
 import torch
 from torch import nn
 
+# Attention that hands the weights of its layers to a function of torch, and never calls them.
+_READS_WEIGHTS = frozenset({"WavLMAttention"})
+
 
 class PackedLinear(nn.Module):
     """`nn.Linear` for inference: any float [..., in] to bfloat16 [..., out], as autocast gives."""
@@ -43,6 +46,8 @@ def pack(module: nn.Module) -> None:
     Subclasses stay as they are: those of attention layers are read by their weights.
     """
     for parent in list(module.modules()):
+        if type(parent).__name__ in _READS_WEIGHTS:
+            continue
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))

@@ -1,11 +1,13 @@
 """What a run did: the `Report` that `mmray.run` returns, and how it is kept beside the store.
 
 Counts are of this run: `rows_skipped` are rows of fragments that an earlier run had finished, and
-every row that was read is either written or in quarantine. Credentials never reach a report:
-`secrets.scrub` goes over the words of errors, the one place where they could come from outside.
+every row that was read is written, in quarantine, or left out by a filter or as a duplicate.
+Credentials never reach a report: `scrub` goes over the words of errors, the one place where they
+could come from outside.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +20,9 @@ from mmray.report.vectors import Inspection
 if TYPE_CHECKING:
     from mmray.storage import Storage
 
-MAX_EXAMPLES = 20
+MAX_EXAMPLES = 60
+EXAMPLES_EACH = 5
+"""Of one error type."""
 MAX_NAMES = 100
 
 Count = Annotated[int, Field(ge=0)]
@@ -31,6 +35,7 @@ HEAD = (
     "rows_written",
     "rows_skipped",
     "rows_quarantined",
+    "rows_filtered",
     "seconds",
     "rows_per_second",
     "outputs",
@@ -69,7 +74,7 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     job: str
-    """The job kind: `embed`."""
+    """The job kind, such as `embed`; or `replay`, of what was in quarantine."""
     run_id: str
     status: Literal["done", "failed", "interrupted"]
     message: str = ""
@@ -82,6 +87,8 @@ class Report(BaseModel):
     rows_skipped: Count = 0
     """Rows of fragments that were finished before this run."""
     rows_quarantined: Count = 0
+    rows_filtered: Count = 0
+    """Left out of the store by filters and as duplicates."""
     rows_encoded: Count = 0
     """Rows that went through the encoder: remembered duplicates did not."""
     rows_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -97,7 +104,9 @@ class Report(BaseModel):
     errors: dict[str, Count] = Field(default_factory=dict)
     """Error type to quarantined rows."""
     examples: list[Example] = Field(default_factory=list)
-    """The first quarantined samples, at most 20."""
+    """The first quarantined samples of each error type, at most 5 of one and 60 in all."""
+    filtered: dict[str, Count] = Field(default_factory=dict)
+    """Reason to rows left out."""
     shards: dict[str, Count] = Field(default_factory=dict)
     """`total`, `finished`, `changed` and `removed`."""
     changed: list[str] = Field(default_factory=list)
@@ -121,14 +130,22 @@ class Report(BaseModel):
         if data.get("rows_per_second") is None:
             seconds = data.get("seconds") or 0.0
             data["rows_per_second"] = data.get("rows_read", 0) / seconds if seconds > 0 else 0.0
-        for name, most in (
-            ("examples", MAX_EXAMPLES),
-            ("changed", MAX_NAMES),
-            ("removed", MAX_NAMES),
-        ):
+        for name in ("changed", "removed"):
             if name in data:
-                data[name] = list(data[name])[:most]
+                data[name] = list(data[name])[:MAX_NAMES]
         return data
+
+    @field_validator("examples", mode="after")
+    @classmethod
+    def _few_of_each(cls, value: list[Example]) -> list[Example]:
+        """Where types compete for a place, each has one example before any has two."""
+        seen: Counter[str] = Counter()
+        ranked = []
+        for place, example in enumerate(value):
+            ranked.append((seen[example.error_type], place))
+            seen[example.error_type] += 1
+        kept = sorted(each for each in ranked if each[0] < EXAMPLES_EACH)[:MAX_EXAMPLES]
+        return [value[place] for place in sorted(place for _, place in kept)]
 
     @field_validator("message", mode="after")
     @classmethod
@@ -137,10 +154,10 @@ class Report(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_is_lost(self) -> "Report":
-        if self.rows_read != self.rows_written + self.rows_quarantined:
+        if self.rows_read != self.rows_written + self.rows_quarantined + self.rows_filtered:
             raise ValueError(
-                f"{self.rows_read} rows read, but {self.rows_written} written "
-                f"and {self.rows_quarantined} in quarantine"
+                f"{self.rows_read} rows read, but {self.rows_written} written, "
+                f"{self.rows_filtered} left out and {self.rows_quarantined} in quarantine"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The page's two charts as inline SVG. Drawn in percent, so that nothing but their width changes
+"""The page's charts as inline SVG. Drawn in percent, so that nothing but their width changes
 with the window: lines keep their weight and labels, which are HTML, their size."""
 
 import math
@@ -61,14 +61,20 @@ def bars(values: Mapping[str, float], strong: str | None, words: Mapping[str, st
     rows = []
     for name, value in values.items():
         kind = "bar strong" if name == strong else "bar"
-        width = max(100 * value / longest, 0.4 if value > 0 else 0.0)
         rows.append(
-            f'<div class="{kind}"><span class="name">{escape(name)}</span>'
-            '<svg aria-hidden="true"><rect class="track" width="100%" height="100%" rx="2"/>'
-            f'<rect class="fill" width="{width:.2f}%" height="100%" rx="2"/></svg>'
+            f'<div class="{kind}"><span class="name">{escape(name)}</span>{bar(value / longest)}'
             f'<span class="value">{escape(words[name])}</span></div>'
         )
     return f'<div class="bars">{"".join(rows)}</div>'
+
+
+def bar(share: float) -> str:
+    """One bar on its track; `share` is 0 to 1."""
+    width = max(100 * share, 0.4 if share > 0 else 0.0)
+    return (
+        '<svg aria-hidden="true"><rect class="track" width="100%" height="100%" rx="2"/>'
+        f'<rect class="fill" width="{width:.2f}%" height="100%" rx="2"/></svg>'
+    )
 
 
 def _steps(timeline: Sequence[Point]) -> list[tuple[float, float, float]]:

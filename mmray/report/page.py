@@ -1,24 +1,23 @@
 """The report as one HTML page that needs nothing else: no script, no font, no address.
 
 Captions, keys and error messages are foreign text: each goes through `escape`, and the page's own
-policy (CSP) lets a browser load nothing but the pictures that are in it.
+policy (CSP) lets a browser load nothing but the pictures and sounds that are in it.
 """
 
-import base64
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmray.report import charts
-from mmray.report.vectors import Inspection, Item, Neighbours, VectorCheck
-from mmray.report.words import duration, escape, moment, number, plural
+from mmray.report.near import neighbours
+from mmray.report.reasons import bad_samples, left_out
+from mmray.report.vectors import Inspection, VectorCheck
+from mmray.report.words import duration, escape, moment, number, plural, section
 
 if TYPE_CHECKING:
-    from mmray.report import Example, Report
+    from mmray.report import Report
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-OPEN = 6
-"""Rows of neighbours that are shown at once; the rest unfolds."""
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
 def render(report: "Report", vectors: Inspection | None = None) -> str:
@@ -26,24 +25,26 @@ def render(report: "Report", vectors: Inspection | None = None) -> str:
 
     Args:
         report: what the run did.
-        vectors: what was found in the store; left out, its two sections say so.
+        vectors: what was found in the store; left out, its sections say so.
     """
     title = f"{report.job} · {_name(report)}"
     sections = (
         _time(report),
         _checks(vectors or Inspection()),
-        _neighbours(vectors or Inspection()),
-        _quarantine(report),
+        neighbours(vectors or Inspection()),
+        bad_samples(report),
+        left_out(report),
         _shards(report),
         _facts(report),
     )
+    body = "\n".join(filter(None, sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer">'
         f"<title>{escape(title)}</title><style>{_style()}</style></head>\n"
-        f"<body><main>{_header(report)}\n" + "\n".join(sections) + "\n</main></body></html>\n"
+        f"<body><main>{_header(report)}\n{body}\n</main></body></html>\n"
     )
 
 
@@ -75,24 +76,25 @@ def _lead(report: "Report") -> str:
         if report.status == "done" and report.rows_skipped:
             return f"Nothing to do: every sample was finished by an earlier run. {when}."
         return f"No sample was read. {when}."
-    kept = (
-        "all of them written"
-        if not report.rows_quarantined
-        else f"{report.rows_written:,} written and {report.rows_quarantined:,} in quarantine"
-    )
+    parts = [f"{report.rows_written:,} written"]
+    parts += [f"{report.rows_filtered:,} left out"] if report.rows_filtered else []
+    parts += [f"{report.rows_quarantined:,} in quarantine"] if report.rows_quarantined else []
+    kept = f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else "all of them written"
     return (
         f"{plural(report.rows_read, 'sample')} read in {duration(report.seconds)}, {kept}. {when}."
     )
 
 
 def _figures(report: "Report") -> str:
-    figures = (
+    figures = [
         ("Rows written", number(report.rows_written), False),
         ("Rows per second", number(report.rows_per_second), False),
         ("Time", duration(report.seconds), False),
         ("In quarantine", number(report.rows_quarantined), report.rows_quarantined > 0),
         ("Finished before", number(report.rows_skipped), False),
-    )
+    ]
+    if report.rows_filtered:
+        figures.insert(-1, ("Left out", number(report.rows_filtered), False))
     cells = "".join(
         f'<div class="{"bad" if bad else "good"}"><dt>{name}</dt><dd>{value}</dd></div>'
         for name, value, bad in figures
@@ -118,21 +120,21 @@ def _time(report: "Report") -> str:
     start = f'<p class="note">Start-up: {start}.</p>' if start else ""
     return (
         '<div class="pair">'
-        + _section("Throughput", "rows per second between commits", chart)
-        + _section("Stage seconds", slow or "summed over workers", stages + start)
+        + section("Throughput", "rows per second between commits", chart)
+        + section("Stage seconds", slow or "summed over workers", stages + start)
         + "</div>"
     )
 
 
 def _checks(vectors: Inspection) -> str:
     if not vectors.checks:
-        return _section("Vectors", "", '<p class="note">No vectors were looked at.</p>')
+        return section("Vectors", "", '<p class="note">No vectors were looked at.</p>')
     looked = f"{vectors.rows:,} of {plural(vectors.of, 'row')}"
     note = (
         '<p class="note under">Mean cosine is that of random pairs: near 1, all vectors point the '
         "same way. Effective directions say over how many dimensions they spread.</p>"
     )
-    return _section("Vectors", looked, "".join(map(_check, vectors.checks)) + note)
+    return section("Vectors", looked, "".join(map(_check, vectors.checks)) + note)
 
 
 def _check(check: VectorCheck) -> str:
@@ -155,79 +157,6 @@ def _check(check: VectorCheck) -> str:
     )
 
 
-def _neighbours(vectors: Inspection) -> str:
-    if not vectors.neighbours:
-        body = '<p class="note">There were too few vectors to compare.</p>'
-        return _section("Nearest neighbours", "", body)
-    shown = [item for row in vectors.neighbours for item in (row.query, *row.nearest)]
-    kind = "" if any(item.jpeg for item in shown) else "texts"
-    rows = [_near(row, pictures=not kind) for row in vectors.neighbours]
-    top, rest = "".join(rows[:OPEN]), "".join(rows[OPEN:])
-    if rest:
-        top += f'<details class="more"><summary>{len(rows) - OPEN} more</summary>{rest}</details>'
-    words = f"by cosine in the {escape(vectors.space)} space"
-    return _section("Nearest neighbours", words, f'<div class="{kind}">{top}</div>')
-
-
-def _near(row: Neighbours, pictures: bool) -> str:
-    nearest = "".join(_item(each, f"{each.similarity:.2f}", pictures) for each in row.nearest)
-    query = _item(row.query, "query", pictures)
-    return (
-        f'<div class="near"><div class="query">{query}</div><div class="list">{nearest}</div></div>'
-    )
-
-
-def _item(item: Item, label: str, pictures: bool) -> str:
-    caption = escape(item.caption or item.source_key)
-    picture = ""
-    if item.jpeg:
-        data = base64.b64encode(item.jpeg).decode()
-        picture = f'<img class="pic" alt="" src="data:image/jpeg;base64,{data}">'
-    elif pictures:
-        picture = '<span class="pic none">no picture</span>'
-    return (
-        f'<div class="item">{picture}<div><span class="sim">{label}</span>'
-        f'<span class="cap" title="{escape(item.source_key)}">{caption}</span></div></div>'
-    )
-
-
-def _quarantine(report: "Report") -> str:
-    if not report.rows_quarantined:
-        body = '<p class="note">No sample was put aside.</p>'
-        return _section("Quarantine", "", body)
-    counts = dict(sorted(report.errors.items(), key=lambda each: -each[1])[:12])
-    words = {name: f"{count:,}" for name, count in counts.items()}
-    share = report.rows_quarantined / report.rows_read
-    body = f'<div class="wide">{charts.bars(counts, None, words)}</div>'
-    if report.examples:
-        rows = "".join(map(_example, report.examples))
-        body += (
-            "<table><thead><tr><th>Reason</th><th>Sample</th><th>What happened</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>"
-        )
-    words_ = f"{plural(report.rows_quarantined, 'sample')}, {_percent(share)} of those read"
-    return _section("Quarantine", words_, body)
-
-
-def _example(example: "Example") -> str:
-    return (
-        f'<tr><td class="kind">{escape(example.error_type)}'
-        f'<div class="soft">while {_gerund(example.stage)}</div></td>'
-        f'<td class="where"><span class="mono">{escape(example.source_key)}</span>'
-        f'<div class="soft">{escape(example.source_uri)}</div></td>'
-        f"<td>{escape(example.message)}</td></tr>"
-    )
-
-
-def _gerund(stage: str) -> str:
-    known = {"read": "reading", "decode": "decoding", "encode": "encoding"}
-    return known.get(stage) or escape(stage)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
-
-
 def _shards(report: "Report") -> str:
     total = report.shards.get("total", 0)
     facts = [f"{report.shards.get('finished', 0):,} finished"]
@@ -244,7 +173,7 @@ def _shards(report: "Report") -> str:
             f"</summary><ul>{names}</ul></details>"
         )
     body = body or '<p class="note">None changed and none was removed since the last run.</p>'
-    return _section("Shards", f"{total:,} in the source, {', '.join(facts)}", body)
+    return section("Shards", f"{total:,} in the source, {', '.join(facts)}", body)
 
 
 def _facts(report: "Report") -> str:
@@ -261,7 +190,7 @@ def _facts(report: "Report") -> str:
         ("Run", _code(report.run_id)),
     ]
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts if value)
-    return _section("Run", "", f'<dl class="facts">{rows}</dl>')
+    return section("Run", "", f'<dl class="facts">{rows}</dl>')
 
 
 def _code(text: object) -> str:
@@ -270,9 +199,3 @@ def _code(text: object) -> str:
 
 def _callout(text: str) -> str:
     return f'<p class="callout">{escape(text)}</p>'
-
-
-def _section(title: str, words: str, body: str) -> str:
-    """A section; `words` and `body` are HTML already."""
-    aside = f'<span class="soft">{words}</span>' if words else ""
-    return f'<section><div class="head"><h2>{title}</h2>{aside}</div>{body}</section>'

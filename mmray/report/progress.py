@@ -24,6 +24,8 @@ class Standing:
 
     rows: int
     quarantined: int
+    filtered: int
+    """Left out by filters and as duplicates."""
     fraction: float | None
     """Of the work, 0 to 1; None where it isn't known."""
     stage: str
@@ -50,6 +52,7 @@ class Progress:
         self._lock = threading.Lock()
         self._rows = 0
         self._quarantined = 0
+        self._filtered = 0
         self._fraction: float | None = None
         self._stage = ""
         self._start: float | None = None
@@ -80,6 +83,7 @@ class Progress:
         *,
         rows: int | None = None,
         quarantined: int | None = None,
+        filtered: int | None = None,
         fraction: float | None = None,
         stage: str | None = None,
     ) -> None:
@@ -88,6 +92,7 @@ class Progress:
         Args:
             rows: rows so far in this run, read and settled.
             quarantined: those of them in quarantine.
+            filtered: those of them that filters and duplicates left out.
             fraction: of the work that is done, 0 to 1.
             stage: a word or two on what goes on.
         """
@@ -95,6 +100,7 @@ class Progress:
             now = self._clock()
             self._rows = self._rows if rows is None else rows
             self._quarantined = self._quarantined if quarantined is None else quarantined
+            self._filtered = self._filtered if filtered is None else filtered
             self._stage = self._stage if stage is None else stage
             if fraction is not None:
                 self._fraction = min(1.0, max(0.0, fraction))
@@ -117,6 +123,7 @@ class Progress:
         return Standing(
             rows=self._rows,
             quarantined=self._quarantined,
+            filtered=self._filtered,
             fraction=self._fraction,
             stage=self._stage,
             seconds=0.0 if self._start is None else now - self._start,
@@ -189,7 +196,8 @@ class _Lines:
             mean = standing.rows / standing.seconds if standing.seconds > 0 else 0.0
             self.say(
                 f"{standing.rows:,} rows in {clock_time(standing.seconds)}, {_rate(mean)}, "
-                f"{standing.quarantined:,} quarantined"
+                + "".join(f"{words}, " for words in _left_out(standing))
+                + f"{standing.quarantined:,} quarantined"
             )
 
 
@@ -245,7 +253,11 @@ def _facts(standing: Standing) -> list[str]:
         words.append(f"{standing.fraction:.0%}")
     if standing.eta is not None and standing.fraction != 1.0:
         words.append(f"ETA {clock_time(standing.eta)}")
-    return words
+    return words + _left_out(standing)
+
+
+def _left_out(standing: Standing) -> list[str]:
+    return [f"{standing.filtered:,} filtered"] if standing.filtered else []
 
 
 def _bad(standing: Standing) -> str:

@@ -3,6 +3,21 @@ store, the page shows them."""
 
 from dataclasses import dataclass, field
 
+SOUND_BYTES = 64 * 1024
+"""Longer sounds aren't kept for the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What a run kept of a sample to show it by."""
+
+    jpeg: bytes | None = None
+    """A small picture, or a video's poster."""
+    audio: bytes | None = None
+    """The sound as it came, at most `SOUND_BYTES`."""
+    mime: str = ""
+    """Of the sound: `audio/ogg`."""
+
 
 @dataclass(frozen=True, slots=True)
 class VectorCheck:
@@ -36,6 +51,9 @@ class Item:
     jpeg: bytes | None = None
     similarity: float = 1.0
     """Cosine to the query."""
+    audio: bytes | None = None
+    mime: str = ""
+    """Of the sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,14 @@ class Neighbours:
 
 
 @dataclass(frozen=True, slots=True)
+class Space:
+    """What is near what by the vectors of one modality."""
+
+    modality: str
+    neighbours: tuple[Neighbours, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """Vector checks and nearest neighbours of a sample of a store's rows."""
 
@@ -55,6 +81,5 @@ class Inspection:
     of: int = 0
     """Rows in the store."""
     checks: tuple[VectorCheck, ...] = ()
-    space: str = ""
-    """Modality in which neighbours were searched; empty when there are none."""
-    neighbours: tuple[Neighbours, ...] = field(default=())
+    spaces: tuple[Space, ...] = field(default=())
+    """Those with enough rows to compare."""

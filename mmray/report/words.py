@@ -1,4 +1,4 @@
-"""Numbers and foreign text as the page shows them."""
+"""Numbers, foreign text and the frame of a section, as the page shows them."""
 
 import html
 from datetime import UTC, datetime
@@ -50,3 +50,14 @@ def moment(iso: str) -> str:
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 row`, `2 rows`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def percent(share: float) -> str:
+    """`12%`; small shares keep two digits: `1.3%`, `0.025%`."""
+    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
+def section(title: str, words: str, body: str) -> str:
+    """A section; all three are HTML already, `words` stand beside the title."""
+    aside = f'<span class="soft">{words}</span>' if words else ""
+    return f'<section><div class="head"><h2>{title}</h2>{aside}</div>{body}</section>'

@@ -5,13 +5,16 @@ and one line in `SOURCES`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from mmray.sources.cut import Cut
 from mmray.sources.files import FilesReader
 from mmray.sources.fragment import Fragment, Member, Sample, Shard, Span, sample_id
+from mmray.sources.jsonl import JsonlReader
+from mmray.sources.parquet import ParquetReader
+from mmray.sources.store import StoreReader
 from mmray.sources.webdataset import WebDatasetReader
-from mmray.specs.common import Limits, SourceSpec
+from mmray.specs.common import FilesSource, Limits, SourceSpec, WebDatasetSource
 from mmray.storage import Storage
 
 __all__ = [
@@ -60,14 +63,46 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, type[FilesReader] | type[WebDatasetReader]] = {
-    "files": FilesReader,
-    "webdataset": WebDatasetReader,
+Opener = Callable[[Any, Storage, Limits, Cut, frozenset[str] | None], Source]
+
+
+def _files(
+    spec: FilesSource, storage: Storage, limits: Limits, cut: Cut, wanted: frozenset[str] | None
+) -> Source:
+    del wanted  # its JSON is read as a whole
+    return FilesReader(spec.uri, storage, limits, cut)
+
+
+def _webdataset(
+    spec: WebDatasetSource,
+    storage: Storage,
+    limits: Limits,
+    cut: Cut,
+    wanted: frozenset[str] | None,
+) -> Source:
+    del wanted
+    return WebDatasetReader(spec.uri, storage, limits, cut)
+
+
+SOURCES: dict[str, Opener] = {
+    "files": _files,
+    "webdataset": _webdataset,
+    "parquet": ParquetReader,
+    "jsonl": JsonlReader,
+    "store": StoreReader,
 }
 
 
 def open_source(
-    spec: SourceSpec, storage: Storage, limits: Limits, cut: Cut | None = None
+    spec: SourceSpec,
+    storage: Storage,
+    limits: Limits,
+    cut: Cut | None = None,
+    wanted: frozenset[str] | None = None,
 ) -> Source:
-    """The reader for `spec`; touches no storage yet. `cut` is left out except in tests."""
-    return SOURCES[spec.kind](spec.uri, storage, limits, cut or Cut())
+    """The reader for `spec`; touches no storage yet. Raises SpecError.
+
+    `cut` is left out except in tests. `wanted` are the metadata fields that the job looks at: a
+    source may leave out the others. None: it gives all.
+    """
+    return SOURCES[spec.kind](spec, storage, limits, cut or Cut(), wanted)

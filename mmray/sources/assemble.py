@@ -39,6 +39,13 @@ def assemble(uri: str, key: str, etag: str, raw: dict[str, bytes]) -> Sample:
         members["text"] = caption.strip().encode()
     if not members:
         raise BadSample("NoModality", "it has metadata but no image, text, audio or video")
+    return whole(uri, key, etag, members, metadata)
+
+
+def whole(
+    uri: str, key: str, etag: str, members: dict[str, bytes], metadata: dict[str, Any]
+) -> Sample:
+    """The sample of these parts, with its content hash."""
     return Sample(uri, key, etag, members, metadata, content_hash(members, metadata))
 
 

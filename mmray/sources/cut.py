@@ -4,7 +4,7 @@ Where a cut falls depends only on what was read since `start`, so a rerun from t
 alike, and every cut is a place from which reading can start again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from mmray.errors import SampleError
@@ -24,18 +24,23 @@ Item = tuple[int | None, Sample]
 
 
 def cut_fragments(
-    shard: Shard, start: int, stop: int, items: Iterator[Item], cut: Cut
+    shard: Shard,
+    start: int,
+    stop: int,
+    items: Iterator[Item],
+    cut: Cut,
+    breaks: Container[int] = frozenset(),
 ) -> Iterator[Fragment]:
     """Fragments that tile `[start, stop)`: the first starts at `start`, the last stops at `stop`.
 
     At least one comes, and none is without a sample: where `items` is empty it holds one error
-    sample, so that the span is accounted for.
+    sample, so that the span is accounted for. At a place in `breaks` a fragment starts in any case.
     """
     begin, size = start, 0
     samples: list[Sample] = []
     for place, sample in items:
         full = len(samples) >= cut.rows or size >= cut.bytes
-        if full and place is not None:
+        if samples and place is not None and (full or place in breaks):
             yield Fragment(shard.span(begin, place), samples)
             begin, samples, size = place, [], 0
         samples.append(sample)

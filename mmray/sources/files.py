@@ -5,12 +5,12 @@ goes changes the slice it is in and leaves the others as they were.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 from mmray.errors import BadSample, RefusedError, SampleError, ShardChanged
+from mmray.sources.ahead import Job, Later, in_order
 from mmray.sources.assemble import KINDS, assemble
 from mmray.sources.cut import Cut, Item, cut_fragments
 from mmray.sources.fragment import Fragment, Member, Sample, Shard, digest, slice_shard
@@ -20,10 +20,6 @@ from mmray.storage import Object, Storage
 SLICE_ROWS = 512
 SLICE_ODDS = 128
 """A sample in this many starts a new slice."""
-
-THREADS = 8
-AHEAD_BYTES = 64 * 1024 * 1024
-"""What may be on its way or waiting, unless a single file is larger."""
 
 PRIMARY = ("image", "audio", "video", "text")
 """The first of these that a group has is what its samples are."""
@@ -70,27 +66,17 @@ class FilesReader:
     def read(self, shard: Shard, start: int, stop: int, seen: set[str]) -> Iterator[Fragment]:
         """Fetches the files at positions `[start, stop)`, several at once, in order."""
         del seen  # a file's place is its path: none comes back
-        with closing(self._items(shard, start, stop)) as items:
+        with closing(in_order(self._items(shard, start, stop))) as items:
             yield from cut_fragments(shard, start, stop, items, self._cut)
 
-    def _items(self, shard: Shard, start: int, stop: int) -> Generator[Item, None, None]:
-        coming: deque[tuple[int, Member, Future[Sample]]] = deque()
-        size = 0
-        with ThreadPoolExecutor(THREADS, "mmray-fetch") as pool:
-            try:
-                for place in range(start, stop):
-                    member = shard.members[place]
-                    cost = min(member.size, self._limits.bytes)
-                    while coming and (len(coming) >= 2 * THREADS or size + cost > AHEAD_BYTES):
-                        first, done, future = coming.popleft()
-                        size -= min(done.size, self._limits.bytes)
-                        yield first, future.result()
-                    coming.append((place, member, pool.submit(self._fetch, member)))
-                    size += cost
-                for first, _, future in coming:
-                    yield first, future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+    def _items(self, shard: Shard, start: int, stop: int) -> Iterator[Job[Item]]:
+        for place in range(start, stop):
+            member = shard.members[place]
+            cost = min(member.size, self._limits.bytes)
+            yield cost, Later(partial(self._item, place, member))
+
+    def _item(self, place: int, member: Member) -> Item:
+        return place, self._fetch(member)
 
     def _fetch(self, member: Member) -> Sample:
         """The sample of `member`; what is wrong with its files is its error."""

@@ -171,6 +171,37 @@ class ByteStream:
         self.pos += count - left
         return left == 0
 
+    def line(self, limit: int) -> bytes | None:
+        """Up to and with the next newline; without one at the end, and empty after it.
+
+        None for a line of more than `limit` bytes: it is passed over in bounded memory.
+        """
+        end = self._chunk.find(b"\n", self._at)
+        if end >= 0:
+            return self._line(end + 1 - self._at, limit)
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            # Each byte is looked at once: what has no newline goes to the pieces.
+            end = self._chunk.find(b"\n", self._at)
+            piece = self._chunk[self._at : end + 1 if end >= 0 else None]
+            size += len(piece)
+            pieces.append(piece)
+            self._at += len(piece)
+            if size > limit + 1:
+                pieces.clear()
+            if end >= 0 or not self._more():
+                break
+        self.pos += size
+        whole = size - (end >= 0) <= limit
+        return b"".join(pieces) if whole else None
+
+    def _line(self, count: int, limit: int) -> bytes | None:
+        data = self._chunk[self._at : self._at + count] if count <= limit + 1 else None
+        self._at += count
+        self.pos += count
+        return data
+
     def rest(self) -> bytes:
         """Some of what is left, empty at the end."""
         if self._at == len(self._chunk) and not self._more():

@@ -37,6 +37,8 @@ class Limits(Spec):
     """Bytes of one member, decompressed."""
     characters: Annotated[int, Field(gt=0)] = 1_000_000
     """Characters of one text."""
+    seconds: Annotated[float, Field(gt=0)] = 1200.0
+    """Seconds of one sound or video."""
 
 
 class Errors(Spec):
@@ -62,11 +64,62 @@ class WebDatasetSource(Spec):
     """Tars: brace ranges, globs, folders, or a list of them."""
 
 
-SourceSpec = Annotated[FilesSource | WebDatasetSource, Field(discriminator="kind")]
+class ParquetSource(Spec):
+    """Parquet files: a row is a sample, its number its key."""
+
+    kind: Literal["parquet"]
+    uri: str | tuple[str, ...]
+    """Files: brace ranges, globs, folders, or a list of them."""
+    columns: dict[Modality, str] = Field(default_factory=dict)
+    """Modality to the column that holds it: bytes, a struct of bytes and path, or a uri; text
+    itself. A dot leads into a nested column. Left out: columns of the modality's own name, and
+    `caption` for text."""
+    allow: tuple[str, ...] = ()
+    """What uris inside rows may begin with, such as `s3://bucket/images/` or
+    `https://images.example.org/`; left out: the shard's own bucket, or the folder it is in."""
+    allow_private: bool = False
+    """Whether http hosts may have private addresses."""
+
+
+class JsonlSource(Spec):
+    """JSON lines, plain or gzipped: a line is a sample, its number its key."""
+
+    kind: Literal["jsonl"]
+    uri: str | tuple[str, ...]
+    """Files: brace ranges, globs, folders, or a list of them."""
+    columns: dict[Modality, str] = Field(default_factory=dict)
+    """Modality to the field that holds it; a dot leads into a nested one. Left out: fields of the
+    modality's own name, and `caption` for text."""
+    encoding: Literal["uri", "base64"] = "uri"
+    """What an image, sound or video is: a uri (`data:` uris too), or base64."""
+    allow: tuple[str, ...] = ()
+    """What uris inside lines may begin with, such as `s3://bucket/images/` or
+    `https://images.example.org/`; left out: the shard's own bucket, or the folder it is in."""
+    allow_private: bool = False
+    """Whether http hosts may have private addresses."""
+
+
+class StoreSource(Spec):
+    """An mmray store: its rows are samples, which keep their ids."""
+
+    kind: Literal["store"]
+    uri: str
+    """Folder or `s3://` prefix of the store."""
+    version: Annotated[int, Field(ge=0)] | None = None
+    """Left out: the latest."""
+    columns: dict[Modality, str] = Field(default_factory=dict)
+    """Modality to the column that holds it; left out: `thumbnail` for image, `caption` for text."""
+
+
+SourceSpec = Annotated[
+    FilesSource | WebDatasetSource | ParquetSource | JsonlSource | StoreSource,
+    Field(discriminator="kind"),
+]
 
 
 class HfEncoder(Spec):
-    """A Hugging Face model: CLIP and SigLIP families, ViT-like image and BERT-like text models."""
+    """A Hugging Face model: CLIP, SigLIP and CLAP families, ViT-like image, BERT-like text, and
+    Whisper- and wav2vec2-like audio models."""
 
     kind: Literal["hf"]
     model: str
@@ -81,7 +134,7 @@ class PackagedEncoder(Spec):
     """Weights that come as a Python package and need no hub."""
 
     kind: Literal["packaged"]
-    model: Literal["minilm", "efficientnet-lite0", "zeroshot"]
+    model: Literal["minilm", "efficientnet-lite0", "zeroshot", "speech"]
 
 
 class ImportEncoder(Spec):
@@ -94,7 +147,20 @@ class ImportEncoder(Spec):
     """Keyword arguments of the class."""
 
 
-EncoderSpec = Annotated[HfEncoder | PackagedEncoder | ImportEncoder, Field(discriminator="kind")]
+OneEncoder = Annotated[HfEncoder | PackagedEncoder | ImportEncoder, Field(discriminator="kind")]
+
+
+class CombinedEncoder(Spec):
+    """Several encoders as one, each for modalities that no other takes: a row has all vectors."""
+
+    kind: Literal["combined"]
+    of: Annotated[tuple[OneEncoder, ...], Field(min_length=2)]
+    """The encoders."""
+
+
+EncoderSpec = Annotated[
+    HfEncoder | PackagedEncoder | ImportEncoder | CombinedEncoder, Field(discriminator="kind")
+]
 
 
 class Resources(Spec):

@@ -19,6 +19,9 @@ from mmray.specs.common import (
 
 RESERVED = frozenset(
     {
+        "duplicate_of",
+        "start_seconds",
+        "stop_seconds",
         "id",
         "source_uri",
         "source_key",
@@ -56,6 +59,67 @@ class BatchOptions(Spec):
     """Padded tokens in one forward pass."""
 
 
+class AudioOptions(Spec):
+    """How sound is cut into the windows that the model hears."""
+
+    windows: Literal["pool", "rows"] = "pool"
+    """`pool`: one vector, the mean over the windows by their length; `rows`: a row for each."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Length of a window; left out: the most that the model takes."""
+
+
+class VideoOptions(Spec):
+    """Which frames of a video the model sees."""
+
+    frames: Literal["pool", "rows"] = "pool"
+    """`pool`: one vector, the mean over the frames; `rows`: a row for each."""
+    sample: Literal["count", "rate", "scene"] = "count"
+    """`count`: frames evenly spread; `rate`: so many a second; `scene`: the first of each scene."""
+    count: Annotated[int, Field(gt=0, le=1024)] = 8
+    """Frames taken, at most where `sample` is `rate` or `scene`."""
+    rate: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Frames a second, where `sample` is `rate`."""
+    sound: bool = True
+    """Encode its sound track too, where the encoder hears and the sample has no sound of its
+    own."""
+
+
+class Condition(Spec):
+    """What a metadata field must be; a sample without the field does not pass."""
+
+    min: float | None = None
+    max: float | None = None
+    one_of: tuple[str | int | float | bool, ...] | None = None
+    none_of: tuple[str | int | float | bool, ...] | None = None
+
+
+class FilterOptions(Spec):
+    """Samples that don't pass are left out of the store, and counted by reason."""
+
+    metadata: dict[str, Condition] = Field(default_factory=dict)
+    """Metadata field to what it must be."""
+    min_side: Annotated[int, Field(gt=0)] | None = None
+    """Pixels of an image's shorter side."""
+    min_characters: Annotated[int, Field(gt=0)] | None = None
+    """Characters of the text; a sample without text does not pass."""
+    max_characters: Annotated[int, Field(gt=0)] | None = None
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Languages of the text, as ISO 639-1 codes such as `en`."""
+
+
+class DuplicateOptions(Spec):
+    """Samples that repeat another one, as far as a worker remembers: no row is lost by a miss."""
+
+    by: Literal["exact", "perceptual"] = "exact"
+    """`exact`: equal content; `perceptual`: pictures that look alike."""
+    action: Literal["drop", "mark"] = "drop"
+    """`drop`: left out and counted; `mark`: kept, and `duplicate_of` names the row they repeat."""
+    distance: Annotated[int, Field(ge=0, le=16)] = 4
+    """Bits of 64 in which two perceptual hashes may differ."""
+    remember: Annotated[int, Field(gt=0)] = 1_000_000
+    """Samples that a worker remembers."""
+
+
 class EmbedSpec(Spec):
     """Streams samples through an encoder into a store."""
 
@@ -74,6 +138,12 @@ class EmbedSpec(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the encoder; `auto`: bfloat16 where the hardware has it."""
     text: TextOptions = TextOptions()
+    audio: AudioOptions = AudioOptions()
+    video: VideoOptions = VideoOptions()
+    filter: FilterOptions = FilterOptions()
+    duplicates: DuplicateOptions | None = None
+    redact: tuple[Literal["email", "phone", "card"], ...] = ()
+    """What is masked in kept text, and in the words of errors and reports."""
     batch: BatchOptions = BatchOptions()
     dedupe: Literal["none", "exact"] = "none"
     """`exact`: a worker encodes identical content once while it remembers it; all rows stay."""

@@ -152,6 +152,8 @@ class _Attempt:
             if (stored.versions(span.shard, gone) | taken.versions(span.shard)) - {span.version}:
                 # Other rows of the part that leaves may stay in it, but then of another shard.
                 return False
+        if change.drop_uris and self._made_good(change.drop_uris, gone):
+            return False
         if not gone and ready.receipts and not any(r.path for r in ready.receipts):
             return not self._quarantined_by_others(ready)
         return not self._rivals(ready, gone)
@@ -178,12 +180,26 @@ class _Attempt:
                     return True
         return False
 
+    def _made_good(self, uris: frozenset[str], gone: frozenset[str]) -> bool:
+        """Whether rows of these source_uris stand in a part that came since this run was planned:
+        a replay could use samples that the plan knew as quarantined."""
+        for path in self._fresh() - gone:
+            part = self._store.stored.parts[path]
+            if any(part.min_uri <= uri <= part.max_uri for uri in uris):
+                members = self._store.members([path])
+                if not uris.isdisjoint(members["source_uri"].to_pylist()):
+                    return True
+        return False
+
+    def _fresh(self) -> set[str]:
+        """Paths of the parts that other drivers have added since this run was planned."""
+        owner = self._owner
+        return set(self._store.stored.parts.keys() - owner._base.parts.keys() - owner._own)
+
     def _find_strange(self) -> list[PartInfo]:
-        """The parts that other drivers have added since this run was planned."""
+        """Those of them that are no rewrite of rows that the plan knew, at spans that it knew."""
         stored, base = self._store.stored.parts, self._owner._base
-        fresh = stored.keys() - base.parts.keys() - self._owner._own
-        # A part whose spans the plan knew is a rewrite of rows that it knew.
-        return [stored[p] for p in fresh if not all(map(base.overlaps, stored[p].spans))]
+        return [stored[p] for p in self._fresh() if not all(map(base.overlaps, stored[p].spans))]
 
     def _rewrite(self, ready: Ready) -> None:
         """Write the parts that keep what is not dropped; once, since parts never change."""

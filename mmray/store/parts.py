@@ -54,7 +54,8 @@ class Quarantined:
 class Receipt:
     """What a worker hands to the driver for one finished part.
 
-    `path` is relative to the store root, and empty when every sample was quarantined. `stats` is
+    `path` is relative to the store root, and empty when every sample was quarantined; a part may be
+    without rows, where all its samples were left out. `stats` is
     the JSON of Delta's add action.
     """
 
@@ -100,11 +101,13 @@ def write_part(
     attempt = uuid.uuid4().hex
     whole = Span(spans[0].shard, spans[0].version, spans[0].start, spans[-1].stop)
     path, size, stats = "", 0, ""
-    if table.num_rows:
+    # A fragment that was left out as a whole is told by a part's bounds alone, even of an empty one.
+    accounted = rows.keys() | {row.fragment for row in failed}
+    if table.num_rows or accounted < set(names):
         path = f"data/{attempt[:2]}/part-{attempt}.parquet"
         data = _encode(_plain(table))
         size = len(data)
-        stats = _stats(table, names[0], names[-1])
+        stats = _stats(table, names[0], names[-1], shard_uri)
         storage.write_bytes(join(root, path), data)
     return Receipt(
         span=whole,
@@ -216,7 +219,7 @@ def _encode(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _stats(table: pa.Table, first: str, last: str) -> str:
+def _stats(table: pa.Table, first: str, last: str, shard_uri: str) -> str:
     # Every column that can have bounds gets them: beside bounds of others, deltalake's dataset
     # takes missing ones for "nothing matches", and a filter on such a column would find no row.
     bounds = {
@@ -225,6 +228,7 @@ def _stats(table: pa.Table, first: str, last: str) -> str:
         if _has_bounds(field.type)
     }
     bounds = {name: each for name, each in bounds.items() if each[0] is not None}
+    bounds.setdefault("source_uri", (shard_uri, shard_uri))
     names = pc.min_max(table["fragment"]).as_py()
     stats: dict[str, object] = {
         "numRecords": table.num_rows,

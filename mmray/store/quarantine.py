@@ -21,6 +21,7 @@ from mmray.store import delta
 from mmray.store.coverage import Coverage
 from mmray.store.liveness import Group, settle_ids, standings
 from mmray.store.parts import Quarantined, read_part
+from mmray.store.summary import EXAMPLES, Reason, summary
 
 SCHEMA = pa.schema(
     [
@@ -140,6 +141,10 @@ class Quarantine:
         )
         return settle_ids(rows.filter(good), stored, self._read_ids)
 
+    def settled(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """These rows, which all count, with each id once."""
+        return settle_ids(pa.concat_tables(tables), self._stored(), self._read_ids)
+
     def _read_ids(self, path: str) -> pa.Array:
         column = read_part(self._storage, self._root, path, ["id"])["id"]
         return column.cast(pa.string()).combine_chunks()
@@ -152,6 +157,10 @@ class Quarantine:
     def counts(self) -> dict[str, int]:
         """Rows that count, by error type, most frequent first."""
         return dict(Counter(self.live()["error_type"].to_pylist()).most_common())
+
+    def summary(self, by: str = "reason", examples: int = EXAMPLES) -> list[Reason]:
+        """Rows that count, by reason, stage, shard or run, with examples; most frequent first."""
+        return summary(self.live(), by, examples)
 
     def ensure(self, rows: Sequence[tuple[str, Quarantined]], run_id: str) -> None:
         """Have the rows in the table, each (attempt, row) once, also after a reply was lost.

@@ -38,10 +38,10 @@ def without_rows(
         return []
     names = set(rows["fragment"].to_pylist()) | {row.fragment for row in carried}
     if part.attempt is not None:
-        runs = [_tiles(part.span, names)]
+        runs = [tiles(part.span, names)]
     else:
-        runs = [_tiles(run, names) for run in contiguous(Span.parse(name) for name in names)]
-    return [_write(store, run, rows, carried) for run in runs]
+        runs = [tiles(run, names) for run in contiguous(Span.parse(name) for name in names)]
+    return [_write(store, run, rows, carried, part.min_uri) for run in runs]
 
 
 def merged(store: Store, parts: Sequence[PartInfo]) -> Receipt:
@@ -53,7 +53,7 @@ def merged(store: Store, parts: Sequence[PartInfo]) -> Receipt:
     tables = [read_part(store.storage, store.uri, part.path) for part in parts]
     rows = pa.concat_tables([table.cast(tables[0].schema) for table in tables])
     names = set(rows["fragment"].to_pylist()) | {row.fragment for row in carried}
-    return _write(store, _tiles(whole, names), rows, carried)
+    return _write(store, tiles(whole, names), rows, carried, parts[0].min_uri)
 
 
 def carried_over(store: Store, parts: Sequence[PartInfo]) -> list[Quarantined]:
@@ -76,9 +76,9 @@ def _dropped(rows: pa.Table, uris: frozenset[str], shards: frozenset[str]) -> pa
     return pc.or_(by_uri, pc.is_in(shard, pa.array(sorted(shards), pa.string())))
 
 
-def _tiles(whole: Span, names: Iterable[str]) -> list[Span]:
+def tiles(whole: Span, names: Iterable[str]) -> list[Span]:
     """The named fragments inside `whole`, and what lies between them, so that they tile it."""
-    tiles: list[Span] = []
+    found: list[Span] = []
     reached = whole.start
     inside = sorted((Span.parse(name) for name in names), key=str)
     for span in inside:
@@ -87,12 +87,12 @@ def _tiles(whole: Span, names: Iterable[str]) -> list[Span]:
         if not whole.start <= span.start < span.stop <= whole.stop:
             continue
         if reached < span.start:
-            tiles.append(Span(whole.shard, whole.version, reached, span.start))
-        tiles.append(span)
+            found.append(Span(whole.shard, whole.version, reached, span.start))
+        found.append(span)
         reached = span.stop
     if reached < whole.stop:
-        tiles.append(Span(whole.shard, whole.version, reached, whole.stop))
-    return tiles
+        found.append(Span(whole.shard, whole.version, reached, whole.stop))
+    return found
 
 
 def _write(
@@ -100,15 +100,16 @@ def _write(
     spans: list[Span],
     rows: pa.Table,
     carried: list[Quarantined],
+    shard_uri: str,
 ) -> Receipt:
     names = [str(span) for span in spans]
     mine = rows.filter(pc.is_in(rows["fragment"], pa.array(names, pa.string())))
-    uri = min([*mine["source_uri"].to_pylist()[:1], *(row.source_uri for row in carried)])
+    uris = [*mine["source_uri"].to_pylist()[:1], *(row.source_uri for row in carried)]
     return write_part(
         store.storage,
         store.uri,
         mine,
         spans,
-        uri,
+        min(uris, default=shard_uri),
         [row for row in carried if row.fragment in set(names)],
     )

@@ -34,6 +34,10 @@ class StoreColumns:
     modalities: tuple[str, ...]
     keep: dict[str, ColumnType] = field(default_factory=dict)
     thumbnail: bool = False
+    times: bool = False
+    """Rows may be windows or frames: `start_seconds` and `stop_seconds`, null where they are not."""
+    duplicate_of: bool = False
+    """The id of the row that a row repeats, null where it repeats none."""
 
     def arrow_schema(self) -> pa.Schema:
         """The Arrow schema of a part."""
@@ -41,6 +45,10 @@ class StoreColumns:
         fields += [pa.field(name, _KEPT[kind]) for name, kind in self.keep.items()]
         if self.thumbnail:
             fields.append(pa.field("thumbnail", pa.binary()))
+        if self.times:
+            fields += [pa.field(f"{end}_seconds", pa.float64()) for end in ("start", "stop")]
+        if self.duplicate_of:
+            fields.append(pa.field("duplicate_of", pa.string()))
         fields += [pa.field(modality + SUFFIX, VECTOR) for modality in self.modalities]
         return pa.schema(fields)
 
@@ -60,6 +68,8 @@ class StoreMeta:
     details: dict[str, Any] = field(default_factory=dict)
     """The hashed ingredients, to show what differs between two fingerprints."""
     lineage: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """How sound and video were cut into what the model took; empty for images and text."""
     mmray_format: int = FORMAT
 
     def to_json(self) -> str:
@@ -101,6 +111,11 @@ class StoreMeta:
         if self.normalised != other.normalised:
             kept, asked = (("" if m.normalised else "not ") for m in (self, other))
             raise RefusedError(f"{uri} holds vectors {kept}normalised, {asked}normalised asked for")
+        if self.sampling != other.sampling:
+            raise RefusedError(
+                f"{uri} holds vectors of sound and video sampled by {self.sampling or 'nothing'}, "
+                f"not by {other.sampling or 'nothing'}: use its options or a new store"
+            )
         if self.dims != other.dims:
             raise RefusedError(f"{uri} holds vectors of dims {self.dims}, not {other.dims}")
 

@@ -25,6 +25,10 @@ from mmray.store.quarantine import Quarantine
 from mmray.store.schema import BASE, StoreColumns, StoreMeta
 
 
+_START = slice(26, 38)
+"""Where the name of a fragment tells its start."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """One entry of a store's history."""
@@ -152,16 +156,21 @@ class Store:
             coverage.add(group.span, group.uri)
         return coverage
 
-    def keys(self, shard: str, version: str) -> set[str]:
-        """The source_keys of one shard version that are in the store or in quarantine."""
-        prefix = f"{shard}-{version}-"
+    def keys(self, shard: str, version: str, before: int) -> set[str]:
+        """The source_keys of one shard version that are in the store or in quarantine and come
+        before a place in it; of rows that are windows or frames, those of their samples too."""
         paths = self.stored.paths(shard, version)
         tables = [read_part(self.storage, self.uri, p, ["source_key", "fragment"]) for p in paths]
         tables.append(self.quarantine.live().select(["source_key", "fragment"]))
         keys: set[str] = set()
         for table in tables:
-            mine = table.filter(pc.starts_with(table["fragment"].cast(pa.string()), prefix))
-            keys |= set(mine["source_key"].to_pylist())
+            name = table["fragment"].cast(pa.string())
+            mine = pc.starts_with(name, f"{shard}-{version}-")
+            starts = pc.utf8_slice_codeunits(name, _START.start, _START.stop)
+            earlier = pc.less(starts, f"{before:012x}")
+            keys |= set(table.filter(pc.and_(mine, earlier))["source_key"].to_pylist())
+        if "start_seconds" in self.schema.names:
+            keys |= {key.rpartition("#t=")[0] or key for key in keys}
         return keys
 
     def members(self, parts: Sequence[str]) -> pa.Table:
@@ -268,6 +277,11 @@ class Store:
         return self.version
 
     def _bring_back(self, then: "Store") -> None:
+        for rows in self._counted(then):
+            self.quarantine.bring_back(rows)
+
+    def _counted(self, then: "Store") -> list[pa.Table]:
+        """The quarantine's rows that counted at `then`, an older version of this store."""
         # Every commit notes the quarantine's version just before it. The note of the first commit
         # after `then` is of a quarantine that nothing had been tidied out of yet; the note of
         # `then` itself serves where other programs made the versions after.
@@ -278,12 +292,23 @@ class Store:
         }
         after = min((v for v in notes if v > then.version), default=None)
         at = max((v for v in notes if v <= then.version), default=None)
+        found: list[pa.Table] = []
         for number in {notes[v] for v in (after, at) if v is not None}:
             rows = self.quarantine.rows(number)
             live = standings(self.quarantine.grouped(rows), then.stored)
             places = zip(rows["attempt"].to_pylist(), rows["fragment"].to_pylist(), strict=True)
             counted = pa.array([live[place] == "live" for place in places], pa.bool_())
-            self.quarantine.bring_back(rows.filter(counted))
+            found.append(rows.filter(counted))
+        return found
+
+    def quarantined(self) -> pa.Table:
+        """The quarantined samples of the version that is seen, each id once; the columns are those
+        of `Quarantine.live`, which tells those of the latest version."""
+        latest = Store.open(self.uri, self.storage)
+        if latest.version == self.version:
+            return self.quarantine.live()
+        counted = latest._counted(self)
+        return self.quarantine.settled(counted) if counted else self.quarantine.live()
 
 
 def staging_uri(uri: str, fingerprint: str) -> str:

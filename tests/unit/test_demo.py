@@ -1,4 +1,5 @@
-"""The demo's parts: pictures found and named, shards packed alike each time, on real S3."""
+"""The demo's parts: pictures and speech found and named, shards packed alike each time, on real S3,
+and the job that the example shows."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from PIL import Image
 
 from mmray.demo import stamps as stamps_module
 from mmray.demo.pack import pack
+from mmray.demo.run import SPEC
 from mmray.demo.stamps import cache_folder, fetch_stamps, stamps, user_samples
 from mmray.errors import RefusedError
+from mmray.specs import load_spec
 from mmray.storage import Storage
 from tests import shards
 
@@ -42,6 +45,9 @@ def stamp_folder(tmp_path: Path) -> Path:
             "food/v1.5 apple.png": shards.picture(3, format="PNG"),
             "food/v1.5 apple.txt": b"An apple.",
             "food/no words.png": shards.picture(4, format="PNG"),
+            "animals/birds/blackbird_desc.ogg": b"OggS english",
+            "animals/birds/blackbird_desc_fr.ogg": b"OggS french",
+            "animals/birds/blackbird.ogg": b"OggS it sings",
         },
     )
 
@@ -55,7 +61,34 @@ def test_stamps_have_english_captions_and_categories(stamp_folder: Path) -> None
     assert json.loads(found[0].metadata) == {
         "caption": "A blackbird.",
         "category": "animals/birds",
+        "speech_language": "en",
     }
+    assert "speech_language" not in json.loads(found[1].metadata)
+    assert (found[0].sound, found[1].sound) == (
+        stamp_folder / "animals/birds/blackbird_desc.ogg",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "language"),
+    [
+        (["x_desc.ogg", "x_desc_fr.ogg", "x_desc_ca.ogg"], "en"),
+        (["x_desc_ca.ogg", "x_desc_fr.ogg", "x_desc_zh_TW.ogg"], "fr"),
+        (["x_desc_zh_TW.ogg", "x_desc_de.ogg"], "de"),
+        (["x_desc_zh_TW.ogg"], "zh_TW"),
+        (["x.ogg", "x_description.ogg", "x2_desc.ogg", "sub/x_desc.ogg"], None),
+    ],
+)
+def test_the_spoken_description_is_english_where_there_is_one(
+    tmp_path: Path, files: list[str], language: str | None
+) -> None:
+    stamp = {"x.png": shards.picture(1, format="PNG"), "x.txt": b"An x."}
+    folder_of(tmp_path, stamp | dict.fromkeys(files, b"OggS"))
+    (found,) = stamps(tmp_path)
+    assert json.loads(found.metadata).get("speech_language") == language
+    suffix = "" if language in (None, "en") else f"_{language}"
+    assert found.sound == (tmp_path / f"x_desc{suffix}.ogg" if language else None)
 
 
 def test_packing_is_deterministic_and_leaves_equal_shards_alone(
@@ -71,8 +104,11 @@ def test_packing_is_deterministic_and_leaves_equal_shards_alone(
     assert [storage.stat(uri).etag for uri in uris] == before
     with tarfile.open(uris[0]) as archive:
         assert archive.getnames() == [
-            f"animals/birds/blackbird.{e}" for e in ("png", "txt", "json")
+            f"animals/birds/blackbird.{e}" for e in ("png", "txt", "json", "ogg")
         ]
+        speech = archive.extractfile("animals/birds/blackbird.ogg")
+        assert speech is not None
+        assert speech.read() == b"OggS english"
         assert {member.mtime for member in archive} == {0}
 
 
@@ -80,7 +116,7 @@ def test_packing_writes_to_s3(stamp_folder: Path, s3_uri: str) -> None:
     uris = pack(stamps(stamp_folder), Storage(), s3_uri, shards=1)
     assert [item.uri for item in Storage().list(s3_uri)] == uris
     with tarfile.open(fileobj=io.BytesIO(Storage().read_bytes(uris[0]))) as archive:
-        assert len(archive.getnames()) == 6
+        assert len(archive.getnames()) == 7
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
@@ -94,17 +130,28 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
             "trip/b.json": b'{"caption": "second", "year": 2026}',
             "trip/c.jpg": shards.picture(4),
             "trip/c.json": b"not json",
+            "trip/c.wav": b"RIFF",
+            "trip/c.OGG": b"OggS",
+            "trip/v1.5 d.jpg": shards.picture(5),
+            "trip/v1.5 d.MP3": b"ID3",
+            "lonely.ogg": b"OggS",
             "notes.doc": b"ignored",
         },
     )
     found = {p.key: p for p in user_samples(folder)}
-    assert list(found) == ["a", "a-2", "trip/b", "trip/c"]
+    assert list(found) == ["a", "a-2", "trip/b", "trip/c", "trip/v1_5 d"]
     assert found["a"].caption == "first"
     assert found["a"].extension == "jpg"
     assert json.loads(found["trip/b"].metadata)["year"] == 2026
     assert json.loads(found["trip/b"].metadata)["category"] == "trip"
     assert found["trip/b"].caption is None, "its words are in the metadata already"
     assert found["trip/c"].metadata == b"not json", "for the job to quarantine"
+    assert found["trip/c"].sound == folder / "trip/c.OGG", "one sound a sample"
+    assert found["trip/b"].sound is None
+    (uri,) = pack(found.values(), Storage(), str(tmp_path / "out"), shards=1)
+    with tarfile.open(uri) as archive:
+        packed = [name for name in archive.getnames() if name.endswith((".ogg", ".mp3", ".wav"))]
+    assert packed == ["trip/c.ogg", "trip/v1_5 d.mp3"]
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
@@ -148,6 +195,10 @@ def test_an_old_package_list_is_renewed_once(
     assert [p.name for p in cache.iterdir()] == ["tuxpaint-stamps-default"], "no scratch is left"
 
 
+def test_the_example_is_the_job_of_the_demo() -> None:
+    assert load_spec(Path(__file__).parents[2] / "jobs/embed-demo.yaml") == load_spec(SPEC)
+
+
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="the stamps are a Debian package")
 def test_the_real_stamps() -> None:
     if not (cache_folder() / stamps_module.PACKAGE).exists():
@@ -156,5 +207,6 @@ def test_the_real_stamps() -> None:
     assert len(found) > 700
     assert len({p.key for p in found}) == len(found)
     assert all(p.caption for p in found)
+    assert sum(p.sound is not None for p in found) > 700
     with Image.open(io.BytesIO(found[0].read())) as image:
         assert image.mode in ("RGBA", "LA", "P", "RGB", "L")

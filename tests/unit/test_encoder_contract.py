@@ -12,14 +12,16 @@ import pytest
 
 from mmray.encoders import KINDS, EncodeOptions, Encoder, EncoderSpec, describe, load_encoder
 from mmray.encoders.families import FAMILIES
-from mmray.specs.common import HfEncoder, ImportEncoder, PackagedEncoder
+from mmray.specs.common import CombinedEncoder, HfEncoder, ImportEncoder, PackagedEncoder
 from tests import tinymodels
 
-PACKAGED = ("minilm", "efficientnet-lite0", "zeroshot")
+PACKAGED = ("minilm", "efficientnet-lite0", "zeroshot", "speech")
 ENTRIES = [
     *(f"hf {name}" for name in FAMILIES),
     *(f"packaged {name}" for name in PACKAGED),
-    "import toys",
+    "import Toy",
+    "import Listener",
+    "combined clip+wav2vec2",
 ]
 OPTIONS = EncodeOptions(dtype="float32")
 
@@ -50,6 +52,9 @@ def test_contract(entry: str, tmp_path: Path) -> None:
         check_images(encoder, card.image.size)
     if "text" in card.dims:
         check_texts(encoder)
+    if card.audio is not None:
+        check_audios(encoder, card.audio.rate)
+    assert (card.audio is None) == ("audio" not in card.dims)
     check_fingerprint(entry, spec, tmp_path)
 
 
@@ -72,6 +77,19 @@ def check_texts(encoder: Encoder) -> None:
     check_same(rows, alone)
     assert not np.allclose(rows[0], rows[1])
     assert encoder.encode_texts([]).shape == (0, encoder.card.dims["text"])
+
+
+def check_audios(encoder: Encoder, rate: int) -> None:
+    rng = np.random.default_rng(4)
+    lengths = (rate, rate // 2, 1, rate, 333, rate // 2, rate + 77)
+    waves = [(rng.normal(size=length) / 10).astype(np.float32) for length in lengths]
+    rows = encoder.encode_audios(waves)
+    check_rows(rows, len(waves), encoder.card.dims["audio"])
+    assert np.array_equal(rows, encoder.encode_audios(waves))
+    alone = np.concatenate([encoder.encode_audios([wave]) for wave in waves])
+    assert np.allclose(rows, alone, atol=1e-5, rtol=1e-5)
+    assert len(np.unique(rows.round(6), axis=0)) == len(waves)
+    assert encoder.encode_audios([]).shape == (0, encoder.card.dims["audio"])
 
 
 def check_rows(rows: np.ndarray, count: int, dim: int) -> None:
@@ -97,11 +115,14 @@ def check_fingerprint(entry: str, spec: EncoderSpec, tmp_path: Path) -> None:
         seen.add(mark)
 
     card = describe(spec, OPTIONS)
-    faster = replace(OPTIONS, batch_images=3, batch_tokens=99, threads=1)
+    faster = replace(OPTIONS, batch_images=3, batch_tokens=99, batch_audios=2, threads=1)
     assert describe(spec, faster).fingerprint == base
     if isinstance(spec, ImportEncoder):
         differs(spec.model_copy(update={"options": {"delay": 0.5}}))
         differs(spec.model_copy(update={"model": "tests.toys:OtherToy"}))
+        return
+    if isinstance(spec, CombinedEncoder):
+        check_combined_fingerprint(spec, base)
         return
     differs(spec, replace(OPTIONS, dtype="bfloat16"))
     differs(spec, replace(OPTIONS, dtype="auto"))
@@ -113,7 +134,7 @@ def check_fingerprint(entry: str, spec: EncoderSpec, tmp_path: Path) -> None:
     shutil.copytree(spec.model, copy.model)
     assert describe(copy, OPTIONS).fingerprint == base
     family = FAMILIES[entry.split()[1]]
-    if family.pooling is not None:
+    if family.pooling is not None and "audio" not in card.dims:
         other = "mean" if family.pooling == "cls" else "cls"
         differs(copy.model_copy(update={"pooling": other}))
     change_one_weight(Path(copy.model))
@@ -121,6 +142,21 @@ def check_fingerprint(entry: str, spec: EncoderSpec, tmp_path: Path) -> None:
     if "image" in card.dims:
         change_image_mean(Path(copy.model))
         differs(copy)
+    if card.audio is not None:
+        change_extractor(Path(copy.model))
+        differs(copy)
+
+
+def check_combined_fingerprint(spec: CombinedEncoder, base: str) -> None:
+    """It is that of the parts, whatever their order."""
+    swapped = spec.model_copy(update={"of": spec.of[::-1]})
+    assert describe(swapped, OPTIONS).fingerprint == base
+    assert describe(spec, replace(OPTIONS, dtype="bfloat16")).fingerprint != base
+    for part in spec.of:
+        before = describe(spec, OPTIONS).fingerprint
+        assert isinstance(part, HfEncoder)
+        change_one_weight(Path(part.model))
+        assert describe(spec, OPTIONS).fingerprint != before
 
 
 def change_one_weight(folder: Path) -> None:
@@ -141,10 +177,23 @@ def change_image_mean(folder: Path) -> None:
     path.write_text(json.dumps(settings))
 
 
+def change_extractor(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    name = {"Clap": "fft_window_size", "Whisper": "n_fft", "Wav2Vec2": "do_normalize"}
+    kind = settings["feature_extractor_type"].removesuffix("FeatureExtractor")
+    settings[name[kind]] = not settings["do_normalize"] if kind == "Wav2Vec2" else 512
+    path.write_text(json.dumps(settings))
+
+
 def spec_of(entry: str, tmp_path: Path) -> EncoderSpec:
     kind, name = entry.split()
     if kind == "hf":
         return HfEncoder(kind="hf", model=str(tinymodels.build(name, tmp_path / "model")))
     if kind == "packaged":
         return PackagedEncoder.model_validate({"kind": "packaged", "model": name})
-    return ImportEncoder(kind="import", model="tests.toys:Toy")
+    if kind == "combined":
+        folders = [tinymodels.build(part, tmp_path / part) for part in name.split("+")]
+        parts = tuple(HfEncoder(kind="hf", model=str(folder)) for folder in folders)
+        return CombinedEncoder(kind="combined", of=parts)
+    return ImportEncoder(kind="import", model=f"tests.toys:{name}")

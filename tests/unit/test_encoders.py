@@ -59,7 +59,7 @@ import sys
 from mmray.encoders import describe
 from mmray.specs.common import HfEncoder, PackagedEncoder
 describe(HfEncoder(kind="hf", model={str(clip)!r}))
-for model in ("minilm", "efficientnet-lite0", "zeroshot"):
+for model in ("minilm", "efficientnet-lite0", "zeroshot", "speech"):
     describe(PackagedEncoder(kind="packaged", model=model))
 print(sorted({{"torch", "transformers", "ray", "huggingface_hub"}} & set(sys.modules)))
 """

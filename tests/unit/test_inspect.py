@@ -12,6 +12,7 @@ from mmray.jobs import inspect
 from mmray.jobs.inspect import inspect_store
 from mmray.report import spread
 from mmray.report.page import render
+from mmray.report.vectors import SOUND_BYTES, Inspection, Item, Media
 from mmray.sources.fragment import Span
 from mmray.storage import Storage
 from mmray.store import Change, Committer, Store, StoreColumns, StoreMeta, write_part
@@ -81,6 +82,15 @@ def row_id(part: int, row: int) -> str:
     return f"{part:016x}{row:016x}"
 
 
+def names(found: Inspection) -> list[str]:
+    return [space.modality for space in found.spaces]
+
+
+def items_of(found: Inspection, modality: str) -> list[Item]:
+    (space,) = (each for each in found.spaces if each.modality == modality)
+    return [item for row in space.neighbours for item in (row.query, *row.nearest)]
+
+
 def columns(rows: int, seed: int = 0) -> dict[str, list[object]]:
     return {
         "caption": [f"group {n % 4}" for n in range(rows)],
@@ -91,10 +101,11 @@ def columns(rows: int, seed: int = 0) -> dict[str, list[object]]:
 def test_neighbours_are_of_the_same_group(tmp_path: Path) -> None:
     store = make_store(tmp_path, [columns(40, seed) for seed in range(3)])
     found = inspect_store(store)
-    assert (found.rows, found.of, found.space) == (120, 120, "image")
-    assert 4 <= len(found.neighbours) <= 12
-    assert {row.query.caption for row in found.neighbours} == {f"group {n}" for n in range(4)}
-    for row in found.neighbours:
+    assert (found.rows, found.of, names(found)) == (120, 120, ["image"])
+    neighbours = found.spaces[0].neighbours
+    assert 4 <= len(neighbours) <= 12
+    assert {row.query.caption for row in neighbours} == {f"group {n}" for n in range(4)}
+    for row in neighbours:
         assert len(row.nearest) == 6
         assert row.query.id not in {each.id for each in row.nearest}
         assert {each.caption for each in row.nearest} == {row.query.caption}
@@ -118,13 +129,13 @@ def test_checks_say_what_is_there(tmp_path: Path) -> None:
 
 def test_an_empty_store(tmp_path: Path) -> None:
     found = inspect_store(make_store(tmp_path, []))
-    assert (found.rows, found.of, found.checks, found.neighbours) == (0, 0, (), ())
+    assert (found.rows, found.of, found.checks, found.spaces) == (0, 0, (), ())
     Page(render(report(), found))
 
 
 def test_a_store_without_any_vector(tmp_path: Path) -> None:
     found = inspect_store(make_store(tmp_path, [{"caption": ["a"], "image_embedding": [None]}]))
-    assert found.neighbours == ()
+    assert found.spaces == ()
     assert (found.checks[0].rows, found.checks[0].nulls, found.checks[0].dim) == (1, 1, 0)
     Page(render(report(), found))
 
@@ -135,7 +146,7 @@ def test_text_is_searched_when_there_is_no_image(tmp_path: Path) -> None:
     values["image_embedding"] = [None] * 24
     store = make_store(tmp_path, [values], modalities=("image", "text"))
     found = inspect_store(store)
-    assert found.space == "text"
+    assert names(found) == ["text"]
     assert [check.nulls for check in found.checks] == [24, 0]
 
 
@@ -144,9 +155,7 @@ def test_thumbnails_of_the_store_are_shown_and_large_ones_made_smaller(tmp_path:
     small, large = picture((200, 0, 0)), picture((0, 0, 0), side=400, noise=True)
     values["thumbnail"] = [small, large, b"not a picture" * 5000, None] * 6
     found = inspect_store(make_store(tmp_path, [values], thumbnail=True))
-    pictures = {
-        item.source_key: item.jpeg for row in found.neighbours for item in (row.query, *row.nearest)
-    }
+    pictures = {item.source_key: item.jpeg for item in items_of(found, "image")}
     kinds = {int(key.rpartition("-")[2]) % 4: jpeg for key, jpeg in pictures.items()}
     assert kinds[0] == small
     assert kinds[1] is not None
@@ -157,19 +166,78 @@ def test_thumbnails_of_the_store_are_shown_and_large_ones_made_smaller(tmp_path:
 
 def test_previews_stand_in_where_the_store_has_no_thumbnails(tmp_path: Path) -> None:
     store = make_store(tmp_path, [columns(40, seed) for seed in range(3)], keep=True)
-    previews = {row_id(part, row): b"jpeg" for part in range(3) for row in range(0, 40, 5)}
+    previews = {row_id(part, row): Media(b"jpeg") for part in range(3) for row in range(0, 40, 5)}
     found = inspect_store(store, limit=60, previews=previews)
-    items = [item for row in found.neighbours for item in (row.query, *row.nearest)]
+    items = items_of(found, "image")
     assert {item.jpeg for item in items} == {b"jpeg"}
     assert {item.id for item in items} <= previews.keys()
     assert found.rows == 60
+
+
+def every_space(rows: int) -> dict[str, list[object]]:
+    values = columns(rows)
+    for seed, modality in enumerate(("text", "audio", "video"), start=1):
+        values[f"{modality}_embedding"] = list(groups(rows, seed))
+    return values
+
+
+MODALITIES = ("image", "text", "audio", "video")
+
+
+def test_every_space_with_rows_to_compare_is_searched(tmp_path: Path) -> None:
+    values = every_space(60)
+    values["video_embedding"] = [*values["video_embedding"][:1], *[None] * 59]
+    found = inspect_store(make_store(tmp_path, [values], modalities=MODALITIES))
+    assert names(found) == ["image", "audio", "text"], "one video has no neighbour"
+    counts = [len(space.neighbours) for space in found.spaces]
+    assert counts[0] > inspect.LATER_QUERIES
+    assert 4 <= min(counts[1:]) <= max(counts[1:]) <= inspect.LATER_QUERIES
+    for space in found.spaces:
+        for row in space.neighbours:
+            assert {each.caption for each in row.nearest} == {row.query.caption}, space.modality
+    Page(render(report(), found))
+
+
+def test_sounds_are_shown_in_their_space_alone(tmp_path: Path) -> None:
+    """Rows that can be played come first; the thumbnails of the store stand beside them."""
+    values = every_space(60)
+    values["thumbnail"] = [picture((200, 0, 0))] * 60
+    store = make_store(tmp_path, [values], thumbnail=True, modalities=MODALITIES)
+    playable = {row_id(0, row) for row in range(0, 60, 3)}
+    previews = {each: Media(None, b"OggS" + each.encode(), "audio/ogg") for each in playable}
+    previews[row_id(0, 1)] = Media(None, b"s" * (SOUND_BYTES + 1), "audio/ogg")
+    found = inspect_store(store, previews=previews)
+    heard = items_of(found, "audio")
+    assert {item.id for item in heard} <= playable
+    assert all(item.audio == b"OggS" + item.id.encode() for item in heard)
+    assert {(item.mime, item.jpeg is not None) for item in heard} == {("audio/ogg", True)}
+    for modality in ("image", "video", "text"):
+        assert {item.audio for item in items_of(found, modality)} == {None}
+    assert {item.jpeg for item in items_of(found, "text")} == {None}
+    assert len({item.id for item in items_of(found, "image")} - playable) > 0
+    assert "<audio " in render(report(), found)
+
+
+def test_few_sounds_to_play_are_no_reason_to_compare_those_alone(tmp_path: Path) -> None:
+    store = make_store(tmp_path, [every_space(60)], modalities=MODALITIES)
+    played = {row_id(0, 4): Media(None, b"OggS", "audio/ogg")}
+    heard = items_of(inspect_store(store, previews=played), "audio")
+    assert len({item.id for item in heard}) > 6
+    assert {item.audio for item in heard} <= {None, b"OggS"}
+
+
+def test_videos_are_shown_by_their_posters(tmp_path: Path) -> None:
+    store = make_store(tmp_path, [every_space(40)], modalities=MODALITIES)
+    previews = {row_id(0, row): Media(b"poster") for row in range(0, 40, 2)}
+    shown = items_of(inspect_store(store, previews=previews), "video")
+    assert {item.jpeg for item in shown} == {b"poster"}
 
 
 def test_a_caption_that_is_not_kept_is_no_trouble(tmp_path: Path) -> None:
     values = columns(12)
     del values["caption"]
     found = inspect_store(make_store(tmp_path, [values], keep=False))
-    assert {row.query.caption for row in found.neighbours} == {""}
+    assert {row.query.caption for row in found.spaces[0].neighbours} == {""}
     assert "key-0-" in render(report(), found)
 
 

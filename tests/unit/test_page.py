@@ -1,14 +1,15 @@
 """The page: everything is in it, nothing from elsewhere, and foreign text stays text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from mmray.report import Report
+from mmray.report import Report, near
 from mmray.report.page import POLICY, render
-from mmray.report.vectors import Inspection, Item, Neighbours, VectorCheck
+from mmray.report.vectors import SOUND_BYTES, Inspection, Item, Neighbours, Space, VectorCheck
 from mmray.report.words import duration, moment, number
 from tests.unit.test_report import example, report
 
@@ -17,11 +18,13 @@ SECTIONS = [
     "Throughput",
     "Stage seconds",
     "Vectors",
-    "Nearest neighbours",
-    "Quarantine",
+    "Nearest pictures",
+    "Bad samples by reason",
     "Shards",
     "Run",
 ]
+UNSEEN = [each.replace("pictures", "neighbours") for each in SECTIONS]
+"""Of a page without vectors."""
 VOID = {"meta", "img", "rect", "line", "polyline", "polygon"}
 
 
@@ -62,9 +65,18 @@ def vectors(caption: str = "A red apple.", jpeg: bytes | None = b"\xff\xd8jpeg")
             VectorCheck("image", 40, 2, 512, 0.9995, 1.0004, 0.31, 42.5),
             VectorCheck("text", 40, 0, 384, 1.0, 1.0, 0.99, 1.2, warnings=("Collapsed: alike",)),
         ),
-        space="image",
-        neighbours=tuple(Neighbours(items[0], tuple(items[1:])) for _ in range(8)),
+        spaces=(Space("image", rows_of(items, 8)),),
     )
+
+
+def rows_of(items: list[Item], count: int) -> tuple[Neighbours, ...]:
+    return tuple(Neighbours(items[0], tuple(items[1:])) for _ in range(count))
+
+
+def sounds(size: int = 300, mime: str = "audio/ogg", jpeg: bytes | None = None) -> Inspection:
+    """One picture space, then a space of six rows of sounds."""
+    items = [Item(str(n), f"key-{n}", "A cow.", jpeg, 0.9, b"s" * size, mime) for n in range(7)]
+    return replace(vectors(), spaces=(*vectors().spaces, Space("audio", rows_of(items, 6))))
 
 
 def full(**changes: Any) -> Report:
@@ -89,6 +101,9 @@ def test_all_sections_are_there() -> None:
         "Collapsed: alike",
         "EmptyMember",
         "zero bytes",
+        "while reading",
+        "1 · 100%",
+        "mmray store replay /data/out SPEC",
         "120 removed (first 100)",
         "s3://b/1.tar",
         "f" * 32,
@@ -140,7 +155,78 @@ def test_everything_in_quarantine() -> None:
     assert "0 written and 5 in quarantine" in text
     assert "5 samples, 100% of those read" in text
     assert "No stage ran" in text
-    assert Page(text).words["h2"] == SECTIONS
+    assert Page(text).words["h2"] == UNSEEN
+
+
+def test_bad_samples_stand_by_reason_the_most_frequent_first() -> None:
+    text = render(
+        full(
+            rows_read=1000,
+            rows_written=987,
+            rows_quarantined=13,
+            errors={"EmptyMember": 4, "UnreadableImage": 9},
+            examples=[
+                example(source_key="nothing", stage="decode"),
+                example(source_key="empty"),
+                example(error_type="UnreadableImage", source_key="torn", message="is not an image"),
+            ],
+        )
+    )
+    page = Page(text)
+    assert [each for each in page.words["h3"] if each[0].isupper()] == [
+        "UnreadableImage",
+        "EmptyMember",
+    ]
+    assert "13 samples, 1.3% of those read" in text
+    reasons = text.split("<h3>UnreadableImage</h3>")[1].split("</section>")[0]
+    first, second = reasons.split("<h3>EmptyMember</h3>")
+    for words in (
+        "9 · 69%",
+        "while reading",
+        "<details open>",
+        "1 example<",
+        "torn",
+        "not an image",
+    ):
+        assert words in first
+    assert "nothing" not in first
+    for words in ("4 · 31%", "while decoding or reading", "<details>", "2 examples<", "nothing"):
+        assert words in second
+
+
+def test_many_reasons_are_folded_and_one_without_an_example_still_counts() -> None:
+    errors = {f"Reason{n:02d}": 50 - n for n in range(15)}
+    bad = sum(errors.values())
+    text = render(full(rows_read=bad, rows_written=0, rows_quarantined=bad, errors=errors))
+    page = Page(text)
+    shown = [each for each in page.words["h3"] if each.startswith("Reason")]
+    assert shown == list(errors)
+    assert text.index("Reason11<") < text.index("3 more reasons") < text.index("Reason12<")
+    assert "<table>" not in text
+
+
+def test_a_replay_of_an_odd_uri_can_be_pasted_into_a_shell() -> None:
+    text = render(full(outputs={"store": "/my stores/$(x)"}))
+    assert "mmray store replay &#x27;/my stores/$(x)&#x27; SPEC" in text
+
+
+def test_what_filters_left_out_has_a_section_of_its_own() -> None:
+    text = render(
+        full(
+            rows_read=100,
+            rows_written=59,
+            rows_filtered=40,
+            filtered={"min_side": 10, HOSTILE: 1, "duplicate": 29},
+        )
+    )
+    page = Page(text)
+    assert page.words["h2"] == [*UNSEEN[:5], "Left out", *UNSEEN[5:]]
+    assert "59 written, 40 left out and 1 in quarantine" in text
+    assert "40 samples, 40% of those read" in text
+    assert "29 · 72%" in text
+    assert text.index(">duplicate<") < text.index(">min_side<")
+    assert ("Left out", "40") in zip(page.words["dt"], page.words["dd"], strict=False)
+    assert "Left out" not in render(full())
 
 
 def test_nothing_to_do() -> None:
@@ -159,7 +245,7 @@ def test_nothing_to_do() -> None:
     )
     assert "Nothing to do: every sample was finished by an earlier run" in text
     assert "None changed and none was removed" in text
-    assert Page(text).words["h2"] == SECTIONS
+    assert Page(text).words["h2"] == UNSEEN
 
 
 def test_an_empty_store() -> None:
@@ -215,3 +301,62 @@ def test_words() -> None:
     ]
     assert moment("2025-11-22T01:16:00+02:00") == "21 November 2025, 23:16 UTC"
     assert moment("<b>") == "<b>"
+
+
+# --- sound ----------------------------------------------------------------------------------------
+
+
+def players(text: str) -> list[dict[str, str | None]]:
+    return [attrs for tag, attrs in Page(text).tags if tag == "audio"]
+
+
+def test_sounds_are_played_from_the_page_itself() -> None:
+    text = render(full(), sounds())
+    found = players(text)
+    assert Page(text).words["h2"][3:6] == ["Nearest pictures", "Nearest sounds", SECTIONS[4]]
+    assert len(found) == 6 * 7
+    for attrs in found:
+        assert attrs.keys() == {"controls", "preload", "aria-label", "src"}
+        assert attrs["preload"] == "none"
+        assert attrs["aria-label"] == "A cow."
+        assert (attrs["src"] or "").startswith("data:audio/ogg;base64,c3Nz")
+    assert "media-src data:;" in POLICY
+    assert "3 more" in text, "the later space shows fewer rows at once"
+    assert 'class="sounds"' in text
+
+
+def test_pictures_stand_beside_sounds_that_have_them() -> None:
+    text = render(full(), sounds(jpeg=b"\xff\xd8jpeg"))
+    assert 'class="sounds pictured"' in text
+    assert sum(tag == "img" for tag, _ in Page(text).tags) == (8 + 6) * 7
+
+
+@pytest.mark.parametrize(
+    "mime", ["text/html", "", "audio/ogg;x", 'audio/"onplay="alert(1)', HOSTILE]
+)
+def test_only_an_audio_type_is_played(mime: str) -> None:
+    text = render(full(), sounds(mime=mime))
+    assert players(text) == []
+    assert "alert" not in text
+
+
+def test_sounds_have_a_limit_each_and_together() -> None:
+    assert players(render(full(), sounds(size=SOUND_BYTES + 1))) == []
+    assert players(render(full(), sounds(size=0))) == []
+    text = render(full(), sounds(size=SOUND_BYTES))
+    assert len(players(text)) == near.PAGE_SOUND_BYTES // (SOUND_BYTES * 4 // 3 + 4)
+    assert text.count("sound not kept") == 6 * 7 - len(players(text)) > 0
+    assert len(text) < 3.3 * 1024 * 1024
+
+
+def test_words_are_lines_even_where_rows_have_pictures() -> None:
+    items = [Item(str(n), f"key-{n}", "A cow.", b"jpeg", 0.9) for n in range(7)]
+    spaces = (Space("text", rows_of(items, 2)), Space("image", ()), Space("video", ()))
+    text = render(full(), replace(vectors(), spaces=spaces))
+    assert "<img" not in text
+    assert Page(text).words["h2"][3:6] == ["Nearest texts", "Nearest pictures", "Nearest videos"]
+
+
+def test_a_space_by_another_name_is_named() -> None:
+    space = Space("<touch>", rows_of([Item("1", "k")] * 3, 1))
+    assert "Nearest by &lt;touch&gt;" in render(full(), replace(vectors(), spaces=(space,)))

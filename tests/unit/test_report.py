@@ -1,5 +1,6 @@
 """The report: its counts agree, its line is one line, and it is kept without secrets."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from mmray.report import Example, Report
+from mmray.report.progress import progress
 from mmray.report.scrub import scrub
 from mmray.storage import Storage
 
@@ -43,9 +45,12 @@ def example(**changes: str) -> Example:
     return Example(**{**values, **changes})
 
 
-def test_a_row_that_was_read_is_written_or_in_quarantine() -> None:
-    with pytest.raises(ValidationError, match="10 rows read, but 8 written and 1 in quarantine"):
+def test_a_row_that_was_read_is_written_in_quarantine_or_left_out() -> None:
+    with pytest.raises(ValidationError, match="10 rows read, but 8 written, 0 left out and 1 in"):
         report(rows_written=8)
+    assert report(rows_written=6, rows_filtered=3, filtered={"language": 3}).rows_read == 10
+    with pytest.raises(ValidationError, match="6 written, 2 left out and 1 in quarantine"):
+        report(rows_written=6, rows_filtered=2)
 
 
 def test_unknown_fields_and_changes_are_refused() -> None:
@@ -70,27 +75,50 @@ def test_the_rate_is_filled_in_only_when_left_out() -> None:
 
 
 def test_the_line_is_one_line_with_the_promised_head() -> None:
-    line = report(message="a\nb", changed=["/x"]).line()
+    line = report(
+        job="replay",
+        message="a\nb",
+        changed=["/x"],
+        rows_written=2,
+        rows_filtered=7,
+        filtered={"duplicate": 7},
+    ).line()
     data = json.loads(line)
     assert "\n" not in line
-    assert list(data)[:9] == [
+    assert list(data)[:10] == [
         "job",
         "status",
         "rows_read",
         "rows_written",
         "rows_skipped",
         "rows_quarantined",
+        "rows_filtered",
         "seconds",
         "rows_per_second",
         "outputs",
     ]
     assert data["message"] == "a\nb"
+    assert (data["job"], data["rows_filtered"], data["filtered"]) == ("replay", 7, {"duplicate": 7})
     assert not {"timeline", "examples", "changed", "removed"} & data.keys()
 
 
 def test_long_lists_are_cut() -> None:
-    long = report(examples=[example()] * 30, changed=["/a"] * 300, removed=("/b",) * 300)
-    assert (len(long.examples), len(long.changed), len(long.removed)) == (20, 100, 100)
+    long = report(changed=["/a"] * 300, removed=("/b",) * 300)
+    assert (len(long.changed), len(long.removed)) == (100, 100)
+
+
+def test_examples_are_few_of_each_error_type() -> None:
+    many = [example(source_key=f"{n}", error_type=f"Type{n % 4}") for n in range(100)]
+    kept = report(examples=many).examples
+    assert [each.source_key for each in kept] == [str(n) for n in range(20)]
+    assert report(examples=[each.model_dump() for each in many]).examples == kept
+
+
+def test_every_error_type_has_an_example_before_any_has_two() -> None:
+    many = [example(error_type="Common")] * 300
+    many += [example(error_type=f"Rare{n % 58}", source_key=str(n)) for n in range(116)]
+    kept = [each.error_type for each in report(examples=many).examples]
+    assert kept == ["Common"] * 2 + [f"Rare{n}" for n in range(58)]
 
 
 def test_saving_keeps_json_and_page_beside_the_store(tmp_path: Path) -> None:
@@ -136,3 +164,16 @@ def test_secrets_never_reach_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path:
 )
 def test_scrub(text: str, clean: str) -> None:
     assert scrub(text) == clean
+
+
+def test_progress_tells_of_filtered_rows_where_there_are_any() -> None:
+    stream = io.StringIO()
+    with progress(stream=stream) as show:
+        show.update(rows=10, quarantined=3, filtered=1200)
+        show.update(rows=20)
+    first, last = stream.getvalue().splitlines()
+    assert first == "mmray: 10 rows, 0.0 rows/s, 1,200 filtered, 3 quarantined"
+    assert last.endswith("rows/s, 1,200 filtered, 3 quarantined")
+    with progress(stream=stream) as show:
+        show.update(rows=10, quarantined=3, filtered=0)
+    assert "0 filtered" not in stream.getvalue().replace("1,200 filtered", "")

@@ -1,0 +1,323 @@
+"""Parquet files: a row is a sample, its number its key.
+
+Listing reads no footer, so every shard has the same extent and its units are row numbers. A worker
+goes from row group to row group in small batches of the columns that are needed. A fragment never
+crosses from one row group into the next.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmray.errors import BadSample, RefusedError, ShardChanged
+from mmray.sources.columns import Column, find, is_bytes, is_texts, media, media_fields, values
+from mmray.sources.cut import Cut, cut_fragments
+from mmray.sources.fragment import Fragment, Shard, object_shard
+from mmray.sources.links import Allowed, Links
+from mmray.sources.rangefile import RangeFile
+from mmray.sources.rows import DEFAULT_COLUMNS, Row, error_row, fill
+from mmray.sources.stream import Broken
+from mmray.specs.common import Limits, ParquetSource
+from mmray.storage import Storage
+
+ROWS = 1 << 40
+"""Extent of every file: its rows are told by its footer, which listing doesn't read."""
+
+ENDINGS = (".parquet", ".parq", ".pq")
+
+BATCH_BYTES = 16 * 1024 * 1024
+WORST_BYTES = 256 * 1024 * 1024
+BATCH_ROWS = 256
+
+WHOLE_BYTES = 32 * 1024 * 1024
+"""A row group of which more is needed is read page by page."""
+BUFFER = 4 * 1024 * 1024
+
+# pyarrow's own, and those of Python's that it raises in their stead.
+_UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+)
+
+_NEEDS = "bytes, a struct of bytes and path, or a uri"
+
+
+class ParquetReader:
+    """Reads `.parquet`, `.parq` and `.pq`; other objects of a folder are counted as ignored."""
+
+    sliced = False
+
+    def __init__(
+        self,
+        spec: ParquetSource,
+        storage: Storage,
+        limits: Limits,
+        cut: Cut,
+        wanted: frozenset[str] | None,
+    ) -> None:
+        self._uri = spec.uri
+        self._named = {str(modality): name for modality, name in spec.columns.items()}
+        self._storage = storage
+        self._limits = limits
+        self._cut = cut
+        self._wanted = wanted
+        self._allowed = Allowed.of(spec.allow, spec.allow_private)
+        self.ignored = 0
+
+    def shards(self, may_be_gone: Callable[[str], bool] | None = None) -> Iterator[Shard]:
+        """One shard for each file; its units are row numbers."""
+        found: list[Shard] = []
+        self.ignored = 0
+        for item in self._storage.expand(self._uri, may_be_gone):
+            if item.uri.lower().endswith(ENDINGS):
+                found.append(object_shard(item.uri, item.etag, ROWS))
+            else:
+                self.ignored += 1
+        if not found:
+            raise RefusedError(f"{self._uri}: holds no {', '.join(ENDINGS)}")
+        return iter(found)
+
+    def covers(self, uri: str) -> bool:
+        """Whether a file of this uri is, or was, one of this source's shards."""
+        return uri.lower().endswith(ENDINGS) and self._storage.matcher(self._uri)(uri)
+
+    def read(self, shard: Shard, start: int, stop: int, seen: set[str]) -> Iterator[Fragment]:
+        """Reads rows `[start, stop)`, from the beginning of the row group that `start` is in."""
+        del seen  # a row's number is its place
+        links = Links(shard, self._storage, self._limits, self._allowed)
+        breaks: frozenset[int] = frozenset()
+        rows: Iterator[Row]
+        try:
+            table = self._open(shard)
+            breaks = frozenset(first for first, _ in table.groups)
+            rows = self._rows(table, start, stop)
+        except Broken as error:
+            rows = iter([error_row(start, str(start), error.error_type, error.message)])
+        with closing(links.items(rows)) as items:
+            yield from cut_fragments(shard, start, stop, items, self._cut, breaks)
+
+    def _open(self, shard: Shard) -> "_Table":
+        """Reads the footer. Raises Broken."""
+
+        def fetch(first: int, end: int) -> bytes:
+            return self._storage.read_range(shard.uri, first, end, shard.etag)
+
+        try:
+            item = self._storage.stat(shard.uri)
+        except (FileNotFoundError, PermissionError) as error:
+            raise Broken("UnreadableShard", str(error)) from error
+        if item.etag != shard.etag:
+            words = f"changed after it was listed: {shard.etag} became {item.etag}"
+            raise ShardChanged(shard.uri, words)
+        file = RangeFile(fetch, item.size)
+        with _readable(file):
+            metadata = pq.read_metadata(pa.PythonFile(file, "r"))
+            schema = metadata.schema.to_arrow_schema()
+        try:
+            chosen = _choose(schema, self._named, self._wanted)
+        except BadSample as error:
+            raise Broken(error.error_type, error.message) from error
+        with _readable(file):
+            return _Table.of(file, metadata, chosen)
+
+    def _rows(self, table: "_Table", start: int, stop: int) -> Generator[Row, None, None]:
+        place = start
+        try:
+            with closing(_one_ahead(table.batches(start, stop))) as batches:
+                for batch in batches:
+                    for found, metadata in batch:
+                        yield fill(Row(place, str(place)), found, metadata, self._limits.bytes)
+                        place += 1
+        except Broken as error:
+            words = f"from row {place} on: {error.message}"
+            yield error_row(place, str(place), error.error_type, words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The columns that are read: those of the modalities, and metadata."""
+
+    members: dict[str, Column]
+    metadata: dict[str, Column]
+
+    @property
+    def names(self) -> list[str]:
+        """Paths as pyarrow takes them; of a struct only its bytes and path."""
+        found: list[str] = []
+        for modality, column in self.members.items():
+            path = ".".join(column.path)
+            fields = () if modality == "text" else media_fields(column) or ()
+            found += [f"{path}.{name}" for name in fields] or [path]
+        found += [".".join(column.path) for column in self.metadata.values()]
+        return list(dict.fromkeys(found))
+
+    def take(self, batch: pa.RecordBatch) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Of each row the values by modality, and its metadata."""
+        members = {m: media(column.take(batch)) for m, column in self.members.items()}
+        metadata = {n: values(column.take(batch)) for n, column in self.metadata.items()}
+        return [
+            (
+                {name: column[i] for name, column in members.items()},
+                {n: column[i] for n, column in metadata.items() if column[i] is not None},
+            )
+            for i in range(batch.num_rows)
+        ]
+
+
+Rows = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """An open file: `groups` are the first row and the rows of each row group."""
+
+    file: RangeFile
+    parquet: pq.ParquetFile
+    chosen: _Chosen
+    groups: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, file: RangeFile, metadata: pq.FileMetaData, chosen: _Chosen) -> "_Table":
+        """Raises Broken where the footer contradicts itself."""
+        groups: list[tuple[int, int]] = []
+        first = 0
+        for index in range(metadata.num_row_groups):
+            count = metadata.row_group(index).num_rows
+            if count < 0 or first + count > ROWS:
+                raise Broken("CorruptShard", f"row group {index} has {count} rows by its footer")
+            groups.append((first, count))
+            first += count
+        sizes = [_compressed(metadata, index, chosen.names) for index in range(len(groups))]
+        parquet = pq.ParquetFile(
+            pa.PythonFile(file, "r"),
+            metadata=metadata,
+            pre_buffer=False,
+            buffer_size=BUFFER if max(sizes, default=0) > WHOLE_BYTES else 0,
+            page_checksum_verification=True,
+        )
+        return cls(file, parquet, chosen, tuple(groups))
+
+    def batches(self, start: int, stop: int) -> Iterator[Rows]:
+        """The rows `[start, stop)` in batches. Raises Broken."""
+        names = self.chosen.names
+        for index, (first, count) in enumerate(self.groups):
+            if first + count <= start or first >= stop or not count:
+                continue
+            with _readable(self.file):
+                size = _batch_rows(self.parquet.metadata, index, names)
+                batches = self.parquet.iter_batches(size, [index], names, use_threads=False)
+            place = first
+            while place < min(first + count, stop):
+                with _readable(self.file):
+                    batch = next(batches, None)
+                    if batch is None or not batch.num_rows:
+                        words = f"row group {index} ends at row {place} and should have {count}"
+                        raise Broken("CorruptShard", words)
+                    skipped = min(max(start - place, 0), batch.num_rows)
+                    place += batch.num_rows
+                    batch = batch.slice(skipped, batch.num_rows - skipped - max(place - stop, 0))
+                    rows = self.chosen.take(batch) if batch.num_rows else []
+                if rows:
+                    yield rows
+
+
+def _choose(schema: pa.Schema, named: dict[str, str], wanted: frozenset[str] | None) -> _Chosen:
+    """Raises BadSample MissingColumn, WrongColumnType, AmbiguousColumn."""
+    there = ", ".join(schema.names)
+    members: dict[str, Column] = {}
+    for modality, name in (named or DEFAULT_COLUMNS).items():
+        column = find(schema, name)
+        if column is None:
+            if named:
+                words = f"there is no column {name!r} for {modality}; there are: {there}"
+                raise BadSample("MissingColumn", words)
+            continue
+        fits = is_texts(column) if modality == "text" else media_fields(column) is not None
+        if not fits:
+            needs = "text" if modality == "text" else _NEEDS
+            words = f"column {name!r} for {modality} is {column.type!s:.80}; {needs} is needed"
+            raise BadSample("WrongColumnType", words)
+        members[modality] = column
+    if not members:
+        words = f"no column is called {', '.join(DEFAULT_COLUMNS.values())}; there are: {there}"
+        raise BadSample("MissingColumn", words)
+    taken = {column.name for modality, column in members.items()}
+    if wanted is None:
+        every = (find(schema, n) for n in schema.names if schema.names.count(n) == 1)
+        found = [c for c in every if c and not (pa.types.is_nested(c.type) or is_bytes(c.type))]
+        kept = {c.name: c for c in found if c.name not in taken or c == members.get("text")}
+    else:
+        found = [column for name in sorted(wanted) if (column := find(schema, name))]
+        kept = {c.name: c for c in found if not (c.name in taken and _holds_bytes(c))}
+    for column in kept.values():
+        if is_bytes(column.type):
+            words = f"column {column.name!r} is {column.type}, which can't be kept as metadata"
+            raise BadSample("WrongColumnType", words)
+    return _Chosen(members, kept)
+
+
+def _holds_bytes(column: Column) -> bool:
+    return is_bytes(column.type) or pa.types.is_struct(column.type)
+
+
+def _chunks(metadata: pq.FileMetaData, index: int, names: list[str]) -> list[Any]:
+    """What the footer says of a row group's columns under `names`."""
+    group = metadata.row_group(index)
+    every = [group.column(i) for i in range(group.num_columns)]
+    tops = tuple(name + "." for name in names)
+    return [c for c in every if c.path_in_schema in names or c.path_in_schema.startswith(tops)]
+
+
+def _compressed(metadata: pq.FileMetaData, index: int, names: list[str]) -> int:
+    return sum(chunk.total_compressed_size for chunk in _chunks(metadata, index, names))
+
+
+def _batch_rows(metadata: pq.FileMetaData, index: int, names: list[str]) -> int:
+    """Rows to read at a time: `BATCH_BYTES` by their mean, and at worst `WORST_BYTES`.
+
+    A value that repeats is stored once, in a dictionary, and comes out for each row: at worst each
+    row is as large as the dictionary.
+    """
+    mean = worst = 0
+    rows = max(metadata.row_group(index).num_rows, 1)
+    for chunk in _chunks(metadata, index, names):
+        mean += chunk.total_uncompressed_size // rows
+        if chunk.has_dictionary_page and chunk.physical_type.endswith("BYTE_ARRAY"):
+            page = max(chunk.data_page_offset - (chunk.dictionary_page_offset or 0), 0)
+            worst += page * chunk.total_uncompressed_size // max(chunk.total_compressed_size, 1)
+    most = min(BATCH_BYTES // max(mean, 1), WORST_BYTES // max(worst, 1), BATCH_ROWS)
+    return max(most, 1)
+
+
+def _one_ahead(batches: Iterator[Rows]) -> Generator[Rows, None, None]:
+    """`batches`, each read in a thread while the one before is worked on."""
+    with ThreadPoolExecutor(1, "mmray-read-ahead") as pool:
+        ahead = pool.submit(next, batches, None)
+        while (batch := ahead.result()) is not None:
+            ahead = pool.submit(next, batches, None)
+            yield batch
+
+
+@contextmanager
+def _readable(file: RangeFile) -> Iterator[None]:
+    """What pyarrow can't read becomes Broken; errors of storage pass as they are."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        cause = file.failure or error
+        if isinstance(cause, FileNotFoundError | PermissionError):
+            raise Broken("UnreadableShard", str(cause)) from error
+        if file.failure is not None:
+            raise file.failure from error
+        raise Broken("CorruptShard", f"not to be read as Parquet: {error}") from error

@@ -1,0 +1,1 @@
+"""What a job may do to samples on the way: leave some out, know repeats, mask personal data."""
