@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         SpecError,
         StorageError,
     )
+    from mmray.jobs.plan import plan
+    from mmray.jobs.replay import replay
     from mmray.report import Report
     from mmray.specs import EmbedSpec, load_spec
     from mmray.storage import Storage
@@ -38,6 +40,8 @@ __all__ = [
     "__version__",
     "load_spec",
     "open_store",
+    "plan",
+    "replay",
     "run",
 ]
 
@@ -53,6 +57,8 @@ _MODULES = {
     "StorageError": "mmray.errors",
     "Store": "mmray.store",
     "load_spec": "mmray.specs",
+    "plan": "mmray.jobs.plan",
+    "replay": "mmray.jobs.replay",
 }
 """Public names by the module that is imported when one is first used."""
 

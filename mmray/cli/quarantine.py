@@ -79,12 +79,15 @@ def replay(  # noqa: PLR0913 (options of a command)
 
         job.kind = "replay"
         fields = read_fields(spec, overrides or ())
-        fields.setdefault("store", {"uri": uri})
         report = try_again(uri, fields, reasons=reasons or (), limit=limit, quiet=quiet)
     if as_json:
         emit(report.line())
     else:
-        show(_facts(report))
+        tried = {
+            "rows": f"{report.rows_read:,} tried again, {report.rows_written:,} good by now",
+            "skipped": f"{report.rows_skipped:,} whose shards changed, are gone or another spec's",
+        }
+        show(_facts(report) | tried)
     if report.status == "failed":
         raise typer.Exit(FAILED)
 

@@ -25,6 +25,8 @@ else:
     VideoPacket = Packet  # generic in PyAV's stubs only
 
 _FALLBACK_FPS = 25.0
+# Hours of film. A few bytes make a packet, and a packet takes hundreds: so memory stays bounded.
+_MOST_PACKETS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Reel:
 
 def read_reel(media: Media, stream: VideoStream) -> Reel:
     """Read all packets of `stream`. Raises `BadSample`: `EmptyVideo`, `TruncatedVideo`,
-    `UnreadableVideo`."""
+    `OversizedVideo` (more packets than any film has), `UnreadableVideo`."""
     media.hear(stream)
     packets: list[VideoPacket] = []
     for packet in media.container.demux(stream):
@@ -74,6 +76,8 @@ def read_reel(media: Media, stream: VideoStream) -> Reel:
             raise BadSample("TruncatedVideo", f"its packet {len(packets)} is not whole")
         if packet.size:
             packets.append(packet)
+        if len(packets) > _MOST_PACKETS:
+            raise BadSample("OversizedVideo", f"has more than {_MOST_PACKETS} frames")
         media.forget()
     # This demuxer skips what is damaged and only complains.
     if media.said and media.kind == "matroska":
@@ -159,6 +163,7 @@ def _decoded(
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Decode stretches of packets. Frames that nothing refers to and nobody wants are skipped."""
     context = reel.stream.codec_context
+    context.skip_frame = "DEFAULT"
     reel.media.said.clear()
     count = 0
     fault: str | None = None

@@ -16,7 +16,7 @@ from mmray.decode.text import decode_text
 from mmray.decode.video import Frame, decode_video
 from mmray.encoders import EncoderCard
 from mmray.errors import BadSample, SampleError
-from mmray.flow.batch import Batch, added
+from mmray.flow.batch import Batch, Preview, added
 from mmray.flow.previews import jpeg, preview
 from mmray.sources.fragment import Fragment, Sample
 from mmray.specs.common import ColumnType
@@ -58,7 +58,7 @@ class Decoder:
         """
         rows: list[_Row] = []
         filtered: dict[str, int] = {}
-        shown = []
+        shown: list[Preview] = []
         for sample in fragment.samples:
             try:
                 found = self._rows(sample)

@@ -43,8 +43,7 @@ class Repeats:
         key, sample = batch.keys[row], batch.samples[row]
         if key is None or sample.error is not None:
             return None
-        found = self._known.find(key)
-        return None if found == sample.id else found
+        return self._known.find(key, apart_from=sample.id)
 
 
 def _keep(batch: Batch, rows: list[int]) -> None:

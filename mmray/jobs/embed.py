@@ -260,6 +260,9 @@ def check(spec: EmbedSpec, card: EncoderCard) -> None:
         most = card.audio.window
         if spec.audio.seconds > most:
             raise SpecError("audio.seconds", f"{card.name} takes windows of {most:g} s at most")
+    sees = "image" in (able if spec.modalities is None else spec.modalities)
+    if spec.duplicates is not None and spec.duplicates.by == "perceptual" and not sees:
+        raise SpecError("duplicates.by", "perceptual needs pictures among the modalities")
     check_filter(spec.filter)
 
 

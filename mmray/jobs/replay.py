@@ -18,7 +18,7 @@ from mmray.jobs.inspect import inspect_store
 from mmray.report import Report
 from mmray.report.progress import Progress, progress
 from mmray.report.vectors import Media
-from mmray.specs import EmbedSpec, load_spec
+from mmray.specs import EmbedSpec, load_spec, read_fields
 from mmray.store import Committer, Store
 from mmray.store.schema import require_columns
 
@@ -56,11 +56,12 @@ def replay(
     """
     if limit is not None and limit < 1:
         raise SpecError("limit", f"must be a positive number, not {limit}")
-    loaded = load_spec(spec) if isinstance(spec, str | Path | Mapping) else spec
-    target = loaded.store.model_copy(update={"uri": uri})
-    loaded = loaded.model_copy(update={"store": target})
+    if isinstance(spec, str | Path | Mapping):
+        spec = load_spec({"store": {"uri": uri}} | read_fields(spec))
+    target = spec.store.model_copy(update={"uri": uri})
+    spec = spec.model_copy(update={"store": target})
     with progress(quiet=quiet) as show:
-        return _Replay(loaded, Wish(tuple(reasons), limit), show).run()
+        return _Replay(spec, Wish(tuple(reasons), limit), show).run()
 
 
 class _Replay:

@@ -168,7 +168,8 @@ class Web:
     def _once(self, url: Url, limit: int) -> bytes | str:
         with _Connection(url, self._addresses(url), self._context(url)) as connection:
             try:
-                found = _read(url, connection.get(url), limit)
+                with connection.get(url) as reply:
+                    found = _read(url, reply, limit)
             except (OSError, http.client.HTTPException):
                 if not connection.aborted:
                     raise
@@ -211,6 +212,8 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(url.host, url.port, timeout=READ_SECONDS)
         self._addresses = addresses
         self._tls = tls
+        # `sock` is gone as soon as the reply begins, where the server is to close the connection.
+        self._open: socket.socket | None = None
         self.aborted = False
         self._timer = threading.Timer(TOTAL_SECONDS, self._abort)
         self._timer.daemon = True
@@ -222,15 +225,18 @@ class _Connection(http.client.HTTPConnection):
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         self.close()
+        if self._open is not None:
+            self._open.close()
 
     def connect(self) -> None:
         """Tries the addresses in turn; TLS is verified against the host's name."""
-        self.sock = self._open()
-        self.sock.settimeout(READ_SECONDS)
+        self._open = self._connected()
+        self._open.settimeout(READ_SECONDS)
         if self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+            self._open = self._tls.wrap_socket(self._open, server_hostname=self.host)
+        self.sock = self._open
 
-    def _open(self) -> socket.socket:
+    def _connected(self) -> socket.socket:
         *others, last = self._addresses
         for address in others:
             try:
@@ -247,10 +253,10 @@ class _Connection(http.client.HTTPConnection):
 
     def _abort(self) -> None:
         self.aborted = True
-        if self.sock is not None:
+        if self._open is not None:
             with suppress(OSError):
                 # Not TLS's own shutdown: its reader would then take ciphers for the text.
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)
 
 
 def _read(url: Url, reply: http.client.HTTPResponse, limit: int) -> bytes | str:

@@ -1,4 +1,4 @@
-"""Metadata of clip-retrieval as columns of a store: one type for all files, names that Delta takes."""
+"""Metadata of clip-retrieval as columns of a store: one type for all files, names for Delta."""
 
 import re
 from collections.abc import Iterator, Sequence

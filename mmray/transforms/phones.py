@@ -60,8 +60,9 @@ _PRICED_BEFORE = re.compile(_CURRENCY + r" ?$")
 _PRICED_AFTER = re.compile(rf" ?{_CURRENCY}|,[0-9]{{1,2}}(?![0-9])")
 _JOINED_BEFORE = re.compile(r"(?:[_#]|[A-Za-z0-9][-/=&])$")
 _JOINED_AFTER = re.compile(r"[A-Za-z0-9_]|[-/=][A-Za-z]|\.[A-Za-z0-9]{2,4}\b")
+# A mask (`<phone>`) is no word that says so.
 _CALLED = re.compile(
-    r"(?i)(?:(?<![^\W\d_])(?:tel|t[eé]l[eé](?:ph|f)on[eoi]?|telefone?|phone|ph|mobile?|m[oó]vil|mob"
+    r"(?i)(?:(?<![^\W\d_])(?<!<)(?:tel|t[eé]l[eé](?:ph|f)on[eoi]?|telefone?|phone|ph|mobile?|m[oó]vil|mob"
     r"|cell|celular|handy|fax|whatsapp|sms|call|dial|ring|ruf|appele[rz]|ll[aá]m[ae]|contact)"
     r"(?![^\W\d_])|телефон|тел|電話|电话|手机|携帯|फ़ोन|☎|📞|wa\.me/)[^0-9]{0,16}$"
 )

@@ -36,13 +36,6 @@ FILMS: dict[str, dict[str, Any]] = {
     "mkv-444": {"format": "mkv", "pixel_format": "yuv444p"},
     "webm-vp9": {"format": "webm", "sound": True},
     "webm-vp8": {"format": "webm", "codec": "libvpx"},
-    "webm-hidden": {  # packets that give no frame
-        "format": "webm",
-        "codec": "libvpx",
-        "auto-alt-ref": "1",
-        "lag-in-frames": "16",
-        "deadline": "good",
-    },
     "avi": {"format": "avi"},
     "avi-bframes": {"format": "avi", "bf": "2"},
 }
@@ -302,16 +295,33 @@ def test_any_one_frame_of_an_open_gop(codec: str) -> None:
             assert np.array_equal(frame.to_ndarray(format="rgb24"), expected)
 
 
+def not_coded(packet: bytes) -> bytes:
+    """An MPEG-4 picture that says "nothing new" (ISO/IEC 14496-2, vop_coded), at 8 frames a second.
+
+    After the start code: two bits of type, ones and a zero for the seconds, a marker, three bits
+    of time, a marker, and the bit that is cleared here.
+    """
+    start = packet.index(b"\0\0\1\xb6") + 4
+    bits = f"{int.from_bytes(packet[start : start + 4], 'big'):032b}"
+    place = bits.index("0", 2) + 6
+    assert bits[place] == "1"
+    cleared = int(bits[:place] + "0" + bits[place + 1 :], 2)
+    return packet[:start] + cleared.to_bytes(4, "big") + packet[start + 4 :]
+
+
 def test_a_packet_without_a_frame_gives_the_one_before() -> None:
-    data = media.film(40, **FILMS["webm-hidden"])
+    data = media.film(16, format="mkv", codec="mpeg4")
     with opened(data, "Video") as source:
-        reel = read_reel(source, source.container.streams.video[0])
-        shown = {tick for tick, _ in all_frames(reel)}
-        hidden = sorted(set(reel.ticks) - shown)
-        assert hidden
-        for tick in hidden:
-            given = [tick for tick, _ in frames_at(reel, [tick])]
-            assert given == [max(other for other in shown if other < tick)]
+        stream = source.container.streams.video[0]
+        reel = read_reel(source, stream)
+        empty = av.Packet(not_coded(bytes(reel.packets[5])))
+        empty.pts, empty.time_base = reel.packets[5].pts, reel.packets[5].time_base
+        reel.packets[5] = empty
+        shown = [tick for tick, _ in all_frames(reel)]
+        assert reel.ticks[5] not in shown
+        for wanted, expected in (([5, 8], [4, 8]), ([3, 4, 5, 6], [3, 4, 6])):
+            given = [tick for tick, _ in frames_at(reel, [reel.ticks[i] for i in wanted])]
+            assert given == [reel.ticks[i] for i in expected]
 
 
 def test_limits() -> None:
@@ -330,6 +340,11 @@ def test_a_length_that_only_the_packets_tell() -> None:
     stream = data.index(b"strh") + 8
     struct.pack_into("<I", data, stream + 32, 1)  # dwLength: one frame
     assert refusal(bytes(data), Limits(seconds=1.0)).error_type == "OversizedVideo"
+
+
+def test_more_packets_than_any_film_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmray.decode.reel._MOST_PACKETS", 7)
+    assert refusal(media.film(8)).error_type == "OversizedVideo"
 
 
 def test_no_film() -> None:
@@ -359,6 +374,15 @@ def test_the_cover_of_a_song_is_no_film() -> None:
 def test_a_lost_end_is_found(format: str, part: float) -> None:
     data = media.film(24, format=format)
     assert refusal(data[: int(len(data) * part)]).error_type == "TruncatedVideo"
+
+
+def test_an_mp4_whose_index_knows_of_more() -> None:
+    data = media.open_ended(media.film(40, sound=True))
+    assert decode(data)
+    errors = [refusal(data[: len(data) * part // 10]) for part in range(2, 9)]
+    assert {error.error_type for error in errors} == {"TruncatedVideo"}
+    # The cut is in a picture, or in sound that lies before the next one.
+    assert any("declares 40 frames" in error.message for error in errors)
 
 
 def test_packets_without_content_midway() -> None:

@@ -1,5 +1,7 @@
 """What must go and what must stay: personal data of many countries, and numbers that aren't any."""
 
+# ruff: noqa: RUF001 (full-width forms and dashes are what is tested)
+
 from __future__ import annotations
 
 import random
@@ -85,6 +87,10 @@ CARDS = [
     ("5105105105105100 5555555555554444", "<card> <card>"),
 ]
 STAYS = [
+    "4006381330060",
+    "0612345678.jpg",
+    "415-263-7485.png",
+    "00037597352",
     "2023-10-12",
     "2023-10-12 14:30",
     "12.10.2023 14:30:00",
@@ -257,11 +263,6 @@ def test_a_hostile_megabyte_takes_no_time(redact: Redactor, text: str) -> None:
     start = time.process_time()
     assert "<" not in redact(text)
     assert time.process_time() - start < 1.0
-
-
-def test_numbers_beyond_the_matchers_own_limit_go(redact: Redactor) -> None:
-    text = "12 34 56 78 9, " * 3_000 + "+33612345678"
-    assert redact(text).endswith(", <phone>")
 
 
 def test_a_plain_text_costs_microseconds(redact: Redactor) -> None:

@@ -193,6 +193,18 @@ def test_compaction_by_another_engine(tmp_path: Path) -> None:
     assert facts(reader(store)) == before
 
 
+def test_compaction_by_another_engine_around_a_hole(tmp_path: Path) -> None:
+    """Its statistics would say that what lies between is there."""
+    store = new_store(tmp_path)
+    run = committer(store)
+    for cut in (CUTS[0], CUTS[2]):
+        run.commit([Change((part(store, shard(), [cut]),))])
+    before = facts(reader(store))
+    DeltaTable(store.uri).optimize.compact()
+    assert len(DeltaTable(store.uri).file_uris()) == 1
+    assert facts(reader(store)) == before
+
+
 def test_rows_that_were_filtered_out_leave_no_hole(tmp_path: Path) -> None:
     """A part without rows tells of fragments none of whose samples is in the store."""
     store, a, b = new_store(tmp_path), shard("a"), shard("b")
@@ -253,6 +265,18 @@ def test_another_version_of_a_shard_is_another_shard_version(tmp_path: Path) -> 
     assert committer(store).commit([change]).committed
     new = {s.uri: s.version for s in reader(store).shards()}
     assert new["/in/a.tar"] != old["/in/a.tar"] and new["/in/b.tar"] == old["/in/b.tar"]
+
+
+def test_rows_that_came_back_from_quarantine_are_read(tmp_path: Path) -> None:
+    store, derived, a = new_store(tmp_path), derived_store(tmp_path), shard()
+    first = part(store, a, CUTS, ["k0003"])
+    committer(store).commit([Change((first,))])
+    derive(reader(store), derived)
+    assert len(ids(derived)) == 99
+    replayed = Change((part(store, a, CUTS),), (first.path,))
+    assert committer(store).commit([replayed]).committed
+    assert derive(reader(store), derived).changed == [a.uri]
+    assert len(ids(derived)) == 100 and ids(derived) == ids(store)
 
 
 def test_an_older_version_stays_readable(tmp_path: Path) -> None:

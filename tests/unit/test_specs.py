@@ -146,7 +146,8 @@ def test_a_missing_field_is_named(drop: tuple[str, ...], path: str) -> None:
 
 def test_a_missing_kind_names_the_kinds() -> None:
     error = refusal(minimal(source={"uri": "x"}))
-    assert (error.path, error.message) == ("source.kind", "is needed: one of files, webdataset")
+    kinds = "files, webdataset, parquet, jsonl, store"
+    assert (error.path, error.message) == ("source.kind", f"is needed: one of {kinds}")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_no_job_at_all() -> None:
         ({"source": {"kind": "files", "uri": ["a", 5]}}, "source.uri.1", "not 5"),
         ({"store": {"uri": None}}, "store.uri", "not nothing"),
         ({"store": "s3://b/k"}, "store", "mapping of fields (uri)"),
-        ({"source": "s3://b/k"}, "source", "mapping of fields (kind, uri)"),
+        ({"source": "s3://b/k"}, "source", "mapping of fields (kind, uri, "),
         ({"encoder": {"kind": "packaged", "model": "minlm"}}, "encoder.model", "'minilm'?"),
         ({"encoder": {"kind": "import", "model": ""}}, "encoder.model", "pattern"),
         ({"encoder": {"kind": "import", "model": "no-colon"}}, "encoder.model", "pattern"),

@@ -177,7 +177,8 @@ def test_keys_members_info(tmp_path: Path) -> None:
     committer(store, "two").commit([Change((part(store, b, [(0, 50)]),))])
     store.reload()
     assert store.keys(a.key, a.version, 1 << 40) == {f"k000{n}" for n in range(5)}
-    assert store.keys(a.key, "ffffffff") == set()
+    assert store.keys(a.key, "ffffffff", 1 << 40) == set()
+    assert store.keys(a.key, a.version, 0) == set()
     assert (
         store.members([first.path]).to_pylist() == [{"source_uri": a.uri, "source_etag": "1"}] * 4
     )
