@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from mmray.errors import Interrupted, JobFailed
 from mmray.flow.batch import Failed, Finished, Preview, added
-from mmray.flow.drive import Drive
+from mmray.flow.drive import Drive, Item
 from mmray.flow.plan import Plan
 from mmray.flow.stages import Stages
 from mmray.report import EXAMPLES_EACH, MAX_EXAMPLES
@@ -211,7 +211,7 @@ class Flow:
         )
 
 
-def _next(drive: Drive) -> Finished | Failed | str | None:
+def _next(drive: Drive) -> Item | str | None:
     """The next item; "" after a while without one, so that commits and signals are not kept up."""
     try:
         item = drive.items.get(timeout=0.25)

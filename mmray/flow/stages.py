@@ -155,13 +155,7 @@ class Stages:
     def _source(self, rows: int) -> Source:
         media = {"audio", "video"} & set(self.modalities)
         cut = Cut(rows, MEDIA_BYTES) if media else Cut(rows)
-        return open_source(self.spec.source, self.storage, self.spec.limits, cut, self.wanted)
-
-    @property
-    def wanted(self) -> frozenset[str]:
-        """The metadata fields that the job looks at; a source may leave out the others."""
-        spec = self.spec
-        return frozenset({*spec.keep, spec.text.column, *spec.filter.metadata})
+        return open_source(self.spec.source, self.storage, self.spec.limits, cut, self.spec.wanted)
 
     @property
     def _rows(self) -> int:

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -45,6 +46,18 @@ def run(spec: EmbedSpec, *, limit: int | None = None, quiet: bool = False) -> Re
         return _Job(spec, limit, show).run()
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is there before a run."""
+
+    main: Store | None
+    """The store that the spec names."""
+    store: Store | None
+    """The one that parts go to: `main`, or where it is built anew the one that this begins in."""
+    rebuild: bool
+    plan: Plan
+
+
 class _Job:
     """One run: what was resolved from the spec before any work."""
 
@@ -64,22 +77,18 @@ class _Job:
         self.spec = spec
         self.card = describe(spec.encoder, self.options)
         check(spec, self.card)
-        self.source = open_source(spec.source, self.storage, spec.limits)
+        self.source = open_source(spec.source, self.storage, spec.limits, wanted=spec.wanted)
         self.uri = self.storage.normalise(spec.store.uri)
+        if spec.source.kind == "store" and self.storage.normalise(spec.source.uri) == self.uri:
+            raise SpecError("store.uri", "is the source too; name another store")
         self.startup: dict[str, float] = {}
         self.tally = Tally()
 
     def run(self) -> Report:
         self.show.say("planning")
-        main = Store.open(self.uri, self.storage) if Store.exists(self.uri, self.storage) else None
-        if main is not None:
-            self.modalities = modalities(self.spec, self.card, tuple(main.meta.dims))
-        rebuild = main is not None and self._is_of_other_model(main)
-        store = self._staging() if rebuild else main
-        plan = self._plan(store)
-        if main is None:
-            self.modalities = modalities(self.spec, self.card, lambda: self._peek(plan))
-        self.startup["plan"] = self._elapsed()
+        found = self.look()
+        plan, rebuild, main = found.plan, found.rebuild, found.main
+        store = self._create(self._staging_uri) if rebuild else found.store
         store = store or self._create(self.uri)
         failure: Interrupted | JobFailed | None = None
         try:
@@ -97,11 +106,33 @@ class _Job:
             raise failure
         return report
 
+    def look(self) -> Found:
+        """What is there and what is left to do. Writes nothing.
+
+        Raises:
+            RefusedError: the source can't be listed, or the store is another model's.
+        """
+        main = self._open(self.uri)
+        if main is not None:
+            self.modalities = modalities(self.spec, self.card, tuple(main.meta.dims))
+        rebuild = main is not None and self._is_of_other_model(main)
+        store = self._open(self._staging_uri) if rebuild else main
+        plan = self._plan(store)
+        if main is None:
+            self.modalities = modalities(self.spec, self.card, lambda: self._peek(plan))
+        self.startup["plan"] = self._elapsed()
+        return Found(main, store, rebuild, plan)
+
+    def _open(self, uri: str) -> Store | None:
+        return Store.open(uri, self.storage) if Store.exists(uri, self.storage) else None
+
     def _peek(self, plan: Plan) -> frozenset[str]:
         """The modalities of the first samples."""
+        if not plan.work:
+            return frozenset()
         shard = plan.work[0].shard
         source = open_source(
-            self.spec.source, self.storage, self.spec.limits, Cut(rows=PEEK), frozenset()
+            self.spec.source, self.storage, self.spec.limits, Cut(rows=PEEK), self.spec.wanted
         )
         first = next(source.read(shard, 0, shard.size, set()))
         return frozenset(each for sample in first.samples for each in sample.members)
@@ -123,27 +154,29 @@ class _Job:
             committer.reconcile()
 
     def _flow(self, store: Store, committer: Committer, plan: Plan) -> None:
-        stages = Stages(
-            spec=self.spec,
-            card=self.card,
-            options=self.options,
-            storage=self.storage,
-            columns=self.columns,
-            root=store.uri,
-            modalities=self.modalities,
-            limit=self.limit,
-        )
-
         def replan() -> Plan:
             store.reload()
             return self._plan(store)
 
-        flow = Flow(stages, committer, replan, self.show)
+        flow = Flow(self.stages(store.uri), committer, replan, self.show)
         self.tally = flow.tally
         self.show.say(f"starting Ray: {len(plan.work)} of {plan.shards} shards have work left")
         with cluster(self.spec.resources):
             self.startup["ray"] = self._elapsed()
             flow.run(plan)
+
+    def stages(self, root: str) -> Stages:
+        """What a worker needs; parts go under the uri `root`."""
+        return Stages(
+            spec=self.spec,
+            card=self.card,
+            options=self.options,
+            storage=self.storage,
+            columns=self.columns,
+            root=root,
+            modalities=self.modalities,
+            limit=self.limit,
+        )
 
     def _is_of_other_model(self, store: Store) -> bool:
         """Whether the store is to be built anew with this spec's encoder."""
@@ -160,9 +193,10 @@ class _Job:
             )
         return True
 
-    def _staging(self) -> Store:
+    @property
+    def _staging_uri(self) -> str:
         """The store that a rebuild gathers its parts in; an interrupted one is gone on with."""
-        return self._create(staging_uri(self.uri, self.card.fingerprint))
+        return staging_uri(self.uri, self.card.fingerprint)
 
     def _create(self, uri: str) -> Store:
         self.storage.require_conditional_put(uri)

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmray.errors import BadSample, RefusedError, ShardChanged
-from mmray.sources.columns import Column, find, is_bytes, is_texts, media, media_fields, values
+from mmray.sources.choose import Chosen, Rows, choose
 from mmray.sources.cut import Cut, cut_fragments
 from mmray.sources.fragment import Fragment, Shard, object_shard
 from mmray.sources.links import Allowed, Links
 from mmray.sources.rangefile import RangeFile
-from mmray.sources.rows import DEFAULT_COLUMNS, Row, error_row, fill
+from mmray.sources.rows import Row, error_row, fill
 from mmray.sources.stream import Broken
 from mmray.specs.common import Limits, ParquetSource
 from mmray.storage import Storage
@@ -49,8 +49,6 @@ _UNREADABLE = (
     MemoryError,
     NotImplementedError,
 )
-
-_NEEDS = "bytes, a struct of bytes and path, or a uri"
 
 
 class ParquetReader:
@@ -121,14 +119,14 @@ class ParquetReader:
             words = f"changed after it was listed: {shard.etag} became {item.etag}"
             raise ShardChanged(shard.uri, words)
         file = RangeFile(fetch, item.size)
-        with _readable(file):
+        with _readable():
             metadata = pq.read_metadata(pa.PythonFile(file, "r"))
             schema = metadata.schema.to_arrow_schema()
         try:
-            chosen = _choose(schema, self._named, self._wanted)
+            chosen = choose(schema, self._named, self._wanted)
         except BadSample as error:
             raise Broken(error.error_type, error.message) from error
-        with _readable(file):
+        with _readable():
             return _Table.of(file, metadata, chosen)
 
     def _rows(self, table: "_Table", start: int, stop: int) -> Generator[Row, None, None]:
@@ -145,50 +143,15 @@ class ParquetReader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The columns that are read: those of the modalities, and metadata."""
-
-    members: dict[str, Column]
-    metadata: dict[str, Column]
-
-    @property
-    def names(self) -> list[str]:
-        """Paths as pyarrow takes them; of a struct only its bytes and path."""
-        found: list[str] = []
-        for modality, column in self.members.items():
-            path = ".".join(column.path)
-            fields = () if modality == "text" else media_fields(column) or ()
-            found += [f"{path}.{name}" for name in fields] or [path]
-        found += [".".join(column.path) for column in self.metadata.values()]
-        return list(dict.fromkeys(found))
-
-    def take(self, batch: pa.RecordBatch) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Of each row the values by modality, and its metadata."""
-        members = {m: media(column.take(batch)) for m, column in self.members.items()}
-        metadata = {n: values(column.take(batch)) for n, column in self.metadata.items()}
-        return [
-            (
-                {name: column[i] for name, column in members.items()},
-                {n: column[i] for n, column in metadata.items() if column[i] is not None},
-            )
-            for i in range(batch.num_rows)
-        ]
-
-
-Rows = list[tuple[dict[str, Any], dict[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
 class _Table:
     """An open file: `groups` are the first row and the rows of each row group."""
 
-    file: RangeFile
     parquet: pq.ParquetFile
-    chosen: _Chosen
+    chosen: Chosen
     groups: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, file: RangeFile, metadata: pq.FileMetaData, chosen: _Chosen) -> "_Table":
+    def of(cls, file: RangeFile, metadata: pq.FileMetaData, chosen: Chosen) -> "_Table":
         """Raises Broken where the footer contradicts itself."""
         groups: list[tuple[int, int]] = []
         first = 0
@@ -206,7 +169,7 @@ class _Table:
             buffer_size=BUFFER if max(sizes, default=0) > WHOLE_BYTES else 0,
             page_checksum_verification=True,
         )
-        return cls(file, parquet, chosen, tuple(groups))
+        return cls(parquet, chosen, tuple(groups))
 
     def batches(self, start: int, stop: int) -> Iterator[Rows]:
         """The rows `[start, stop)` in batches. Raises Broken."""
@@ -214,12 +177,12 @@ class _Table:
         for index, (first, count) in enumerate(self.groups):
             if first + count <= start or first >= stop or not count:
                 continue
-            with _readable(self.file):
+            with _readable():
                 size = _batch_rows(self.parquet.metadata, index, names)
                 batches = self.parquet.iter_batches(size, [index], names, use_threads=False)
             place = first
             while place < min(first + count, stop):
-                with _readable(self.file):
+                with _readable():
                     batch = next(batches, None)
                     if batch is None or not batch.num_rows:
                         words = f"row group {index} ends at row {place} and should have {count}"
@@ -230,45 +193,6 @@ class _Table:
                     rows = self.chosen.take(batch) if batch.num_rows else []
                 if rows:
                     yield rows
-
-
-def _choose(schema: pa.Schema, named: dict[str, str], wanted: frozenset[str] | None) -> _Chosen:
-    """Raises BadSample MissingColumn, WrongColumnType, AmbiguousColumn."""
-    there = ", ".join(schema.names)
-    members: dict[str, Column] = {}
-    for modality, name in (named or DEFAULT_COLUMNS).items():
-        column = find(schema, name)
-        if column is None:
-            if named:
-                words = f"there is no column {name!r} for {modality}; there are: {there}"
-                raise BadSample("MissingColumn", words)
-            continue
-        fits = is_texts(column) if modality == "text" else media_fields(column) is not None
-        if not fits:
-            needs = "text" if modality == "text" else _NEEDS
-            words = f"column {name!r} for {modality} is {column.type!s:.80}; {needs} is needed"
-            raise BadSample("WrongColumnType", words)
-        members[modality] = column
-    if not members:
-        words = f"no column is called {', '.join(DEFAULT_COLUMNS.values())}; there are: {there}"
-        raise BadSample("MissingColumn", words)
-    taken = {column.name for modality, column in members.items()}
-    if wanted is None:
-        every = (find(schema, n) for n in schema.names if schema.names.count(n) == 1)
-        found = [c for c in every if c and not (pa.types.is_nested(c.type) or is_bytes(c.type))]
-        kept = {c.name: c for c in found if c.name not in taken or c == members.get("text")}
-    else:
-        found = [column for name in sorted(wanted) if (column := find(schema, name))]
-        kept = {c.name: c for c in found if not (c.name in taken and _holds_bytes(c))}
-    for column in kept.values():
-        if is_bytes(column.type):
-            words = f"column {column.name!r} is {column.type}, which can't be kept as metadata"
-            raise BadSample("WrongColumnType", words)
-    return _Chosen(members, kept)
-
-
-def _holds_bytes(column: Column) -> bool:
-    return is_bytes(column.type) or pa.types.is_struct(column.type)
 
 
 def _chunks(metadata: pq.FileMetaData, index: int, names: list[str]) -> list[Any]:
@@ -310,14 +234,11 @@ def _one_ahead(batches: Iterator[Rows]) -> Generator[Rows, None, None]:
 
 
 @contextmanager
-def _readable(file: RangeFile) -> Iterator[None]:
-    """What pyarrow can't read becomes Broken; errors of storage pass as they are."""
+def _readable() -> Iterator[None]:
+    """What pyarrow can't read becomes Broken; it hands on errors of storage as they are."""
     try:
         yield
     except _UNREADABLE as error:
-        cause = file.failure or error
-        if isinstance(cause, FileNotFoundError | PermissionError):
-            raise Broken("UnreadableShard", str(cause)) from error
-        if file.failure is not None:
-            raise file.failure from error
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise Broken("UnreadableShard", str(error)) from error
         raise Broken("CorruptShard", f"not to be read as Parquet: {error}") from error

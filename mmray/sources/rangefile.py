@@ -1,7 +1,7 @@
 """A seekable file over ranges of one object, as pyarrow reads Parquet from.
 
-Every range is held to the etag that was listed, so that a file which is rewritten meanwhile is
-noticed. pyarrow may turn an error of ours into one of its own: `failure` keeps the first.
+What `fetch` raises comes out of pyarrow's calls as it is; `failure` keeps the first, which tells
+an error of storage from one of the file.
 """
 
 from collections import deque

@@ -14,6 +14,7 @@ from itertools import pairwise
 import pyarrow as pa
 
 from mmray.errors import RefusedError, SampleError, ShardChanged, StorageError
+from mmray.sources.columns import bare, is_bytes, is_text
 from mmray.sources.cut import Cut, Item, cut_fragments
 from mmray.sources.files import SLICE_ROWS, slices
 from mmray.sources.fragment import Fragment, Member, Sample, Shard, Span, digest, slice_shard
@@ -25,7 +26,7 @@ from mmray.sources.storelog import (
     is_object,
     read_snapshot,
 )
-from mmray.sources.storepart import DamagedPart, PartReader, is_bytes, is_text
+from mmray.sources.storepart import DamagedPart, PartReader
 from mmray.sources.storerows import Rows
 from mmray.specs.common import Limits, StoreSource
 from mmray.storage import Storage
@@ -116,7 +117,7 @@ class StoreReader:
                     f"{', '.join(have)}"
                 )
             right, wrong = (is_text, "text") if modality == "text" else (is_bytes, "bytes")
-            if name in have and not right(have[name]):
+            if name in have and not right(bare(have[name])):
                 raise RefusedError(
                     f"source.columns.{modality}: the column {name!r} of {self._uri} is "
                     f"{have[name]}, not {wrong}"

@@ -4,18 +4,18 @@ Two things can be wrong with it: it is gone, which is `ShardChanged`, for its ro
 or its bytes are broken, which is `DamagedPart`, for its rows are lost.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmray.errors import ShardChanged
+from mmray.errors import MmrayError, ShardChanged
+from mmray.sources.columns import bare, is_text
+from mmray.sources.rangefile import RangeFile
 from mmray.storage import Storage
 
 
@@ -33,12 +33,16 @@ class PartReader:
     def __init__(self, storage: Storage, uri: str) -> None:
         self.uri = uri
         self._last: tuple[int, pa.Table] | None = None
+        self._file: RangeFile | None = None
         with self._told():
-            self._raw = _Ranges(storage, uri)
+            found = storage.stat(uri)
             # Bytes come through `Storage`, which waits out its troubles: what Arrow complains of
             # is then the part's own.
+            self._file = RangeFile(
+                lambda start, stop: storage.read_range(uri, start, stop, found.etag), found.size
+            )
             self._parquet = pq.ParquetFile(
-                pa.PythonFile(self._raw, mode="r"), page_checksum_verification=True
+                pa.PythonFile(self._file, mode="r"), page_checksum_verification=True
             )
 
     def __enter__(self) -> "PartReader":
@@ -100,61 +104,19 @@ class PartReader:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, PermissionError) as error:
-            words = f"this part of the store can't be had any more, a vacuum perhaps: {error}"
-            raise ShardChanged(self.uri, words) from error
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            cause = (self._file and self._file.failure) or error
+            if isinstance(cause, FileNotFoundError | PermissionError):
+                words = f"this part of the store can't be had any more, a vacuum perhaps: {cause}"
+                raise ShardChanged(self.uri, words) from error
+            if isinstance(cause, MmrayError):
+                raise cause from error
             words = " ".join(str(error).split())[:300]
             raise DamagedPart(f"{self.uri} can't be read: {words}") from error
 
 
-class _Ranges(io.RawIOBase):
-    """An object as a file, for Arrow."""
-
-    def __init__(self, storage: Storage, uri: str) -> None:
-        self._storage = storage
-        self._object = storage.stat(uri)
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._object.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._object.size if size < 0 else min(self._at + size, self._object.size)
-        if stop <= self._at:
-            return b""
-        found = self._object
-        data = self._storage.read_range(found.uri, self._at, stop, found.etag)
-        self._at += len(data)
-        return data
-
-
-def is_text(kind: Any) -> bool:
-    """Whether an Arrow type holds strings."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    is_plain = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(is_plain or pa.types.is_string_view(kind))
-
-
-def is_bytes(kind: Any) -> bool:
-    """Whether an Arrow type holds bytes."""
-    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return bool(is_plain or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind))
-
-
-def is_scalar(kind: Any) -> bool:
+def is_scalar(kind: pa.DataType) -> bool:
     """Whether values of an Arrow type are what JSON has: text, numbers, true and false."""
+    kind = bare(kind)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return bool(is_text(kind) or is_number or pa.types.is_boolean(kind))

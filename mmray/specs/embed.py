@@ -156,6 +156,11 @@ class EmbedSpec(Spec):
     resources: Resources = Resources()
     storage: StorageOptions = StorageOptions()
 
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The metadata fields that the job looks at; a source may leave out the others."""
+        return frozenset({*self.keep, self.text.column, *self.filter.metadata})
+
     @field_validator("keep", mode="before")
     @classmethod
     def _names_are_strings(cls, value: object) -> object:

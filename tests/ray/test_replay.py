@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,10 +18,21 @@ from mmray.jobs.replay import replay
 from mmray.report import Report
 from mmray.store.verify import verify
 from tests import runs, shards
+from tests.toys import Toy
 
 SHARDS, PER_SHARD = 4, 48
 BIG, BROKEN = {1, 2, 50, 100, 101, 102, 103, 150}, {3, 160}
 """Seeds whose picture a lowered limit keeps out, and those that no one can read."""
+
+
+class Slow(Toy):
+    """As slow as the environment says: options would be part of the fingerprint."""
+
+    fingerprint = "toy-slow"
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        time.sleep(float(os.environ.get("TOY_DELAY", "0")) * len(images))
+        return super().encode_images(images)
 
 
 def write_shard(path: Path, first: int) -> list[str]:
@@ -49,7 +61,10 @@ def keys(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def spec(tmp_path: Path) -> runs.Spec:
     return runs.embed_spec(
-        str(tmp_path / "tars"), str(tmp_path / "store"), errors={"max_fraction": 0.5}
+        str(tmp_path / "tars"),
+        str(tmp_path / "store"),
+        encoder={"kind": "import", "model": "tests.ray.test_replay:Slow"},
+        errors={"max_fraction": 0.5},
     )
 
 
@@ -60,7 +75,7 @@ def embed_small(spec: runs.Spec) -> Report:
 
 def assert_whole(uri: str, keys: list[str], bad: int) -> None:
     """Every sample is there once, by DuckDB's account; nothing is wrong."""
-    assert [key for _, key in runs.places(uri)] == sorted(keys)
+    assert sorted(key for _, key in runs.places(uri)) == sorted(keys)
     store = mmray.open_store(uri)
     assert verify(store).problems == []
     assert store.quarantine.live().num_rows == bad
@@ -93,11 +108,14 @@ def test_beside_a_job(spec: runs.Spec, keys: list[str], tmp_path: Path) -> None:
     embed_small(spec)
     for number in (10, 11, 12):
         keys += write_shard(tmp_path / "tars" / f"{number}.tar", number * PER_SHARD)
-    job = runs.Run(spec | {"encoder": runs.slow(0.04)}, tmp_path / "job")
+    one = spec | {"resources": {"pool": 1}}
+    job = runs.Run(one, tmp_path / "job", env={"TOY_DELAY": "0.2"})
     job.wait_for_version(uri, mmray.open_store(uri).version + 1, {})
-    report = replay(uri, spec | {"encoder": runs.slow(0.2)}, quiet=True)
+    report = replay(uri, spec, quiet=True)
     assert job.finish()["rows_read"] == 3 * PER_SHARD
     assert report.rows_written == len(BIG)
+    made_by = [each.run_id for each in mmray.open_store(uri).history()]
+    assert made_by[0] != report.run_id and report.run_id in made_by  # the job went on after it
     assert_whole(uri, keys, bad=len(BROKEN))
 
 
@@ -106,13 +124,13 @@ def test_killed_and_run_again(spec: runs.Spec, keys: list[str], tmp_path: Path) 
     embed_small(spec)
     before = mmray.open_store(uri).version
     path = tmp_path / "spec.yaml"
-    path.write_text(yaml.safe_dump(spec | {"encoder": runs.slow(1.5), "resources": {"pool": 1}}))
+    path.write_text(yaml.safe_dump(spec | {"resources": {"pool": 1}}))
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "mmray", "store", "replay", uri, str(path)],
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": str(runs.ROOT)},
+            env={**os.environ, "PYTHONPATH": str(runs.ROOT), "TOY_DELAY": "1.5"},
             cwd=runs.ROOT,
         )
     deadline = time.monotonic() + runs.TIMEOUT

@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from mmray.errors import RefusedError, ShardChanged, SpecError
 from mmray.sources import Cut, Sample, open_source
 from mmray.sources.jsonl import JsonlReader
+from mmray.sources.stream import ByteStream
 from mmray.sources.webdataset import GZIP_EXTENT
 from mmray.specs.common import JsonlSource, Limits
 from mmray.storage import Storage
@@ -87,6 +89,9 @@ def test_resume_at_every_boundary_gives_the_same(tmp_path: Path, name: str, tail
     limits = Limits(bytes=200)
     count = rows.assert_resumes(source(path, 2, limits), source(path, 1, limits))
     assert count == 8
+    starts = [f.span.start for f in rows.read(source(path, 1, limits))]
+    ends = [sum(map(len, LINES[:i])) for i in (1, 3, 5, 6, 8, 9, 10)]
+    assert starts == [0, *ends]  # right after the line before: blank ones belong to what follows
     found = rows.samples(rows.read(source(path, 2, limits)))
     assert rows.result(found) == [
         ("1", None),
@@ -233,6 +238,28 @@ def test_lines_over_many_chunks_in_bounded_memory(
         found = of(tmp_path, data, name, limits=limits)
         whole = [(s.members["text"].decode() if s.error is None else None) for s in found]
         assert whole == [text if len(text) + 15 <= 2000 else None for text in texts]
+
+
+def test_a_line_without_end_is_passed_over_in_bounded_memory() -> None:
+    left = [b"x" * 1_000_000] * 100 + [b"x\nnext\n"]
+
+    class Chunks:
+        def next(self) -> bytes:
+            return bytes(bytearray(left.pop(0))) if left else b""
+
+        def skip(self, count: int) -> int:
+            return 0
+
+    stream = ByteStream(Chunks(), 0)
+    tracemalloc.start()
+    try:
+        assert stream.line(1000) is None
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert stream.pos == 100_000_002
+    assert stream.line(4) == b"next\n"
+    assert stream.line(4) == b""
 
 
 def test_uris_and_data_uris(tmp_path: Path) -> None:

@@ -52,8 +52,7 @@ def resolved(reader: Links, text: str) -> str:
     try:
         return reader.resolve(text)
     except BadSample as error:
-        assert error.error_type == "LinkRefused"
-        return "refused"
+        return {"LinkRefused": "refused"}[error.error_type]
 
 
 @pytest.fixture
