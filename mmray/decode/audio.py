@@ -81,6 +81,9 @@ def decode_audio(
         raise BadSample("EmptyAudio", "the sound has no samples")
     if tally.peak == 0:
         raise BadSample("SilentAudio", f"all {tally.samples} samples are zero")
+    if not windows:
+        message = f"its {tally.samples} samples are too few for one at {transform.rate} Hz"
+        raise BadSample("EmptyAudio", message)
     return windows
 
 
@@ -171,9 +174,10 @@ def _mp3_frames(data: bytes) -> int:
     start = after_id3(data)
     first = data[start : start + 50]
     at = max(first.find(b"Xing"), first.find(b"Info"))
-    if at < 0 or not first[at + 7] & 1:
+    tag = data[start + at : start + at + 12]
+    if at < 0 or len(tag) < 12 or not tag[7] & 1:
         return 0
-    return int.from_bytes(data[start + at + 8 : start + at + 12], "big")
+    return int.from_bytes(tag[8:], "big")
 
 
 def _frames(media: Media, stream: AudioStream, tally: _Tally) -> Iterator[AudioFrame]:

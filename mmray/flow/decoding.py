@@ -101,7 +101,7 @@ class Decoder:
             row.inputs["image"] = decode_image(picture, self._image, max_pixels=spec.limits.pixels)
         if "text" in self._modalities and text is not None:
             row.inputs["text"] = text
-        windows, frames = self._windows(sample), self._frames(sample)
+        frames, windows = self._frames(sample), self._windows(sample)  # a bad film is a bad film
         if spec.thumbnails:
             row.columns["thumbnail"] = self._thumbnail(sample, frames)
         rows = list(self._spread(row, windows, frames))

@@ -154,18 +154,19 @@ class _Planner:
         """Raw files are read one by one: the wanted ones alone, also of a slice that is cut
         otherwise by now."""
         members: dict[str, Member] = {}
-        ids: list[str] = []
+        known: list[Quarantined] = []
         for row in rows:
             member = self.members.get(row.source_uri)
             if member is None or member.etag != row.source_etag:
                 self._note([row], member is not None)
                 continue
             members[member.uri] = member
-            ids.append(row.id)
+            known.append(row)
         if not members:
             return None
         shard = slice_shard(tuple(members[uri] for uri in sorted(members)))
-        return Again(span, shard, 0, shard.size, frozenset(ids), files=True)
+        ids, whole = frozenset(row.id for row in known), any(map(stands_for_more, known))
+        return Again(span, shard, 0, shard.size, ids, whole, files=True)
 
     def _note(self, rows: list[Quarantined], is_there: bool) -> None:
         """Say why these rows can't be tried."""

@@ -12,15 +12,23 @@ from mmray.store.parts import Quarantined, Receipt
 
 OF_ONE = frozenset(
     {
+        "BadDataUri",
+        "BadJson",
         "BadMetadata",
         "BadText",
+        "DuplicateKey",
         "DuplicateMember",
+        "LinkBroken",
+        "LinkMissing",
+        "LinkRefused",
         "NoModality",
         "NonContiguousKey",
+        "NotAnObject",
         "OversizedMember",
         "TooManyMembers",
         "UnsafeMember",
         "UnsupportedMember",
+        "WrongType",
     }
 )
 """Errors of reading that are of one sample. Any other, such as of a shard that could not be read,

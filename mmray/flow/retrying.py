@@ -103,7 +103,9 @@ class _Retrying:
         source = stages._source(stages._rows)
         if not again.whole:
             spec = stages.spec
-            source = open_source(spec.source, stages.storage, spec.limits, _UNCUT, stages.spec.wanted)
+            source = open_source(
+                spec.source, stages.storage, spec.limits, _UNCUT, stages.spec.wanted
+            )
         seen = set() if source.sliced else self._seen(again)
         fragments = source.read(again.shard, again.start, again.stop, seen)
         while True:

@@ -12,7 +12,6 @@ from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.drive import cluster
 from mmray.flow.replay import Replay
 from mmray.flow.replay_plan import ReplayPlan, Wish, plan_replay
-from mmray.flow.stages import Stages
 from mmray.jobs.embed import _example, _Job, _status, modalities
 from mmray.jobs.inspect import inspect_store
 from mmray.report import Report
@@ -97,21 +96,12 @@ class _Replay:
 
     def _replay(self, store: Store) -> Replay:
         job = self.job
-        stages = Stages(
-            spec=job.spec,
-            card=job.card,
-            options=job.options,
-            storage=job.storage,
-            columns=job.columns,
-            root=store.uri,
-            modalities=job.modalities,
-        )
 
         def replan(left: frozenset[str]) -> ReplayPlan:
             store.reload()
             return plan_replay(job.source, store, Wish(ids=left))
 
-        return Replay(stages, lambda: self._committer(store), replan, self.show)
+        return Replay(job.stages(store.uri), lambda: self._committer(store), replan, self.show)
 
     def _committer(self, store: Store) -> Committer:
         return Committer(store, run_id=self.job.run_id, base_version=store.version)

@@ -30,7 +30,8 @@ def sample_id(source_uri: str, source_key: str) -> str:
 class Span:
     """A contiguous run of samples of one shard version, `[start, stop)` in the shard's units.
 
-    The units are bytes of a tar (uncompressed ones of a gzipped tar) and positions in a slice.
+    The units are bytes of a tar or of JSON lines (uncompressed ones of gzipped ones), rows of a
+    Parquet file and positions in a slice.
     """
 
     shard: str
@@ -71,8 +72,9 @@ class Member:
 class Shard:
     """One input object, or one slice of a listing of raw files.
 
-    `size` is the extent in the units of `Span`: bytes of a tar, `GZIP_EXTENT` of a gzipped one,
-    the number of members of a slice. It is at least 1, so that an empty object has a span too.
+    `size` is the extent in the units of `Span`: bytes of a tar or of JSON lines,
+    `GZIP_EXTENT` of gzipped ones, `ROWS` of a Parquet file, whose footer is read later, and the
+    number of members of a slice. It is at least 1, so that an empty object has a span too.
     `key` (16 hex) and `version` (8 hex) are what spans of this shard carry.
     """
 

@@ -72,11 +72,12 @@ class ParquetSource(Spec):
     """Files: brace ranges, globs, folders, or a list of them."""
     columns: dict[Modality, str] = Field(default_factory=dict)
     """Modality to the column that holds it: bytes, a struct of bytes and path, or a uri; text
-    itself. A dot leads into a nested column. Left out: columns of the modality's own name, and
-    `caption` for text."""
+    itself. A dot leads into a nested column. Given, no others are looked at; left out: columns of
+    the modality's own name, and `caption` for text."""
     allow: tuple[str, ...] = ()
     """What uris inside rows may begin with, such as `s3://bucket/images/` or
-    `https://images.example.org/`; left out: the shard's own bucket, or the folder it is in."""
+    `https://images.example.org/`; left out: the shard's own bucket. Its own
+    folder is always allowed."""
     allow_private: bool = False
     """Whether http hosts may have private addresses."""
 
@@ -94,7 +95,8 @@ class JsonlSource(Spec):
     """What an image, sound or video is: a uri (`data:` uris too), or base64."""
     allow: tuple[str, ...] = ()
     """What uris inside lines may begin with, such as `s3://bucket/images/` or
-    `https://images.example.org/`; left out: the shard's own bucket, or the folder it is in."""
+    `https://images.example.org/`; left out: the shard's own bucket. Its own
+    folder is always allowed."""
     allow_private: bool = False
     """Whether http hosts may have private addresses."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -723,6 +724,55 @@ def test_windows_that_are_rows(make: Make, tmp_path: Path, monkeypatch: pytest.M
     expected = [each for each in every if each[0] == "c" or each[4] in "02"]
     expected += ["b#t=4,5", "c#t=8,9"]
     assert order(world.store) == sorted(expected)
+    raised.assert_sound()
+
+
+def test_parquet(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of several row groups, and a file whose footer could not be read."""
+    for name in "ab":
+        rows = [
+            {"image": shards.picture(seed, (SIDE, SIDE) if seed in (3, 50) else (32, 24))}
+            for seed in range(100)
+        ]
+        rows[60]["image"] = b"junk"
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=40)
+    world = make(str(tmp_path / "{a,b}.parquet"), "parquet", keep={}, **SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        forbid(patch, str(tmp_path / "b.parquet"))
+        world.embed()
+    assert set(world.bad.values()) == {"DecompressionBomb", "UnreadableImage", "UnreadableShard"}
+    raised = world.changed(limits={})
+    done = raised.replay(monkeypatch)
+    assert (done.tally.written, done.tally.quarantined) == (2 + 99, 2)
+    assert len(raised.rows) == 2 * 99
+    raised.assert_sound()
+
+
+def test_a_store_as_source(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caption of a raw file's row is what is encoded; one was too long at first."""
+    folder = tmp_path / "files"
+    for name, data in shards.sample_files(20, size=(32, 24)).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "a" / "long.jpg").write_bytes(shards.picture(99, (32, 24)))
+    (folder / "a" / "long.txt").write_bytes(b"very " * 100)
+    first = make(str(folder), "files")
+    first.embed()
+    spec = first.spec.model_dump(mode="json", exclude_defaults=True)
+    spec |= {
+        "source": {"kind": "store", "uri": spec["store"]["uri"]},
+        "store": {"uri": str(tmp_path / "second")},
+        "limits": {"characters": 200},
+    }
+    second = load_spec(spec)
+    stages = stages_of(second)
+    uri, meta = second.store.uri, first.store.meta
+    world = World(second, Store.create(uri, STORAGE, stages.columns, meta))
+    world.embed()
+    assert list(world.bad) == ["long.jpg"]
+    raised = world.changed(limits={})
+    assert raised.replay(monkeypatch).tally.written == 1
+    assert len(raised.rows) == 21
     raised.assert_sound()
 
 

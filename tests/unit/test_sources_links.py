@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,11 +278,23 @@ def test_a_job_that_fails_stops_those_after_it() -> None:
             raise ValueError("three")
         return number
 
-    jobs = ((1, Later(lambda i=i: work(i))) for i in range(1000))
-    found: list[int] = []
+    jobs = ((1, Later(partial(work, i))) for i in range(1000))
     with pytest.raises(ValueError, match="three"):
-        found.extend(in_order(jobs))  # type: ignore[arg-type]
+        list(in_order(jobs))
     assert len(begun) < 50
+
+
+def test_bytes_on_their_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmray.sources.ahead.AHEAD_BYTES", 30)
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return number
+
+    jobs = ((10, Later(partial(work, i))) for i in range(20))
+    for number in in_order(jobs):
+        assert len(begun) <= number + 4
 
 
 def test_s3(s3: TestServer, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
