@@ -1,4 +1,4 @@
-"""mmray: shards of images, text, audio and video in object storage into versioned embedding stores, exactly once.
+"""mmray: shards of images, text, audio and video into versioned embedding stores, exactly once.
 
 The public API. `import mmray` is cheap: what needs Ray, torch or Arrow is imported on first use.
 """

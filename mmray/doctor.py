@@ -128,7 +128,7 @@ def _pip(*packages: str) -> str:
 
 def _weights() -> Iterator[Check]:
     for requirement, (module, pattern) in WEIGHTS.items():
-        package, place = requirement.partition("==")[0], _folder(module)
+        package, place = requirement.partition("==")[0].split()[-1], _folder(module)
         if place is not None and next(place.glob(pattern), None) is not None:
             yield Check(package, "ok", _version(package) or str(place))
         else:

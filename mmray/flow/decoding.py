@@ -185,10 +185,11 @@ class Decoder:
             except UnicodeEncodeError:
                 raise BadSample("BadMetadata", f"{name!r} holds half a surrogate pair") from None
             return self._kept_text(text)
+        whole = isinstance(value, int) and not isinstance(value, bool)
         fits = {
             "bool": isinstance(value, bool),
-            "int": isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
-            "float": isinstance(value, int | float) and not isinstance(value, bool),
+            "int": whole and abs(value) < 2**63,
+            "float": isinstance(value, float) or (whole and value.bit_length() < 1024),
         }
         if not fits[kind]:
             raise BadSample("WrongType", f"{name!r} is {value!r:.80}, not of type {kind}")

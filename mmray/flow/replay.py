@@ -18,8 +18,8 @@ from mmray.flow.run import (
     PASSES_WITHOUT_PROGRESS,
     PREVIEWS,
     Tally,
-    _next,
-    _signals,
+    next_item,
+    noted_signals,
 )
 from mmray.flow.stages import Stages
 from mmray.report import EXAMPLES_EACH, MAX_EXAMPLES
@@ -60,7 +60,7 @@ class Replay:
         """
         wanted, strikes = plan.wanted, 0
         self._wanted = len(wanted)
-        with _signals() as signalled:
+        with noted_signals() as signalled:
             while plan.work:
                 before = len(self._answered)
                 failures = self._pass(plan, signalled)
@@ -79,7 +79,7 @@ class Replay:
         drive = Drive(plan.work, self._stages)
         last_commit = 0.0
         try:
-            while (item := _next(drive)) is not None:
+            while (item := next_item(drive)) is not None:
                 if not isinstance(item, str):
                     self._take(item, failures)
                 if signalled:

@@ -12,6 +12,7 @@ from mmray.store.parts import Quarantined, Receipt
 
 OF_ONE = frozenset(
     {
+        "BadBase64",
         "BadDataUri",
         "BadJson",
         "BadMetadata",
@@ -24,6 +25,7 @@ OF_ONE = frozenset(
         "NoModality",
         "NonContiguousKey",
         "NotAnObject",
+        "OversizedLine",
         "OversizedMember",
         "TooManyMembers",
         "UnsafeMember",

@@ -17,7 +17,7 @@ from mmray.flow.batch import Batch, Failed, Preview, Timer, added
 from mmray.flow.pieces import Piece, base_key, joined, rows_by_fragment
 from mmray.flow.retry import Again, Retried, Retry, Run, stands_for_more
 from mmray.flow.stages import Stages
-from mmray.flow.writing import PartWriter, _quarantined
+from mmray.flow.writing import PartWriter, quarantined_of
 from mmray.sources import Cut, Fragment, Sample, open_source
 from mmray.store.compact import TARGET
 from mmray.store.parts import Quarantined, Receipt, read_part, write_part
@@ -29,7 +29,7 @@ _UNCUT = Cut(rows=1 << 60, bytes=1 << 60)
 
 def retried(stages: Stages, retry: Retry) -> Iterator[Retried | Failed]:
     """Try again, and write the part anew where that changed anything."""
-    encoder = stages._encoder()
+    encoder = stages.encoder()
     if isinstance(encoder, Failed):
         yield encoder
         return
@@ -100,7 +100,7 @@ class _Retrying:
     def _fragments(self, again: Again) -> Iterator[Fragment]:
         """What the source has of it. Raises ShardChanged, StorageError."""
         stages = self._stages
-        source = stages._source(stages._rows)
+        source = stages.source(stages.rows)
         if not again.whole:
             spec = stages.spec
             source = open_source(
@@ -141,12 +141,12 @@ class _Retrying:
         )
         if fragment.samples:
             with self._timer.stage("decode"):
-                batch = stages._decoder()(fragment, uri, stages._previews())
-            look.encoded += stages._encode(batch, self._encoder, self._timer)
-            table = self._writer._table([batch])
+                batch = stages.decoder()(fragment, uri, stages.previews())
+            look.encoded += stages.encode(batch, self._encoder, self._timer)
+            table = self._writer.table([batch])
             fresh = [name not in look.settled for name in table["id"].to_pylist()]
             piece.table = table.filter(pa.array(fresh, pa.bool_()))
-            piece.bad = [row for row in _quarantined([batch]) if row.id not in look.settled]
+            piece.bad = [row for row in quarantined_of([batch]) if row.id not in look.settled]
             look.count(piece, batch)
         return piece
 

@@ -95,7 +95,7 @@ class Flow:
                 workers died again and again at the same place.
         """
         strikes = 0
-        with _signals() as signalled:
+        with noted_signals() as signalled:
             while plan.work:
                 before = self.tally.read
                 failures = self._pass(plan, signalled)
@@ -115,7 +115,7 @@ class Flow:
         drive = Drive(plan.work, self._stages)
         last_commit = 0.0
         try:
-            while (item := _next(drive)) is not None:
+            while (item := next_item(drive)) is not None:
                 if isinstance(item, Finished):
                     self._take(item, plan)
                 elif isinstance(item, Failed):
@@ -211,7 +211,7 @@ class Flow:
         )
 
 
-def _next(drive: Drive) -> Item | str | None:
+def next_item(drive: Drive) -> Item | str | None:
     """The next item; "" after a while without one, so that commits and signals are not kept up."""
     try:
         item = drive.items.get(timeout=0.25)
@@ -235,7 +235,7 @@ def _stuck(plan: Plan, failures: list[Failed]) -> str:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def noted_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM are noted, so that finished work is committed; a second ends at once."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -45,7 +45,7 @@ class Stages:
 
     def fused(self, work: Work) -> Iterator[Finished | Failed]:
         """Read, decode, encode and write a range of a shard."""
-        encoder = self._encoder()
+        encoder = self.encoder()
         if isinstance(encoder, Failed):
             yield encoder
             return
@@ -53,7 +53,7 @@ class Stages:
         writer = PartWriter(self.storage, self.root, self.columns, timer)
         try:
             for batch in self._decoded(work, timer):
-                writer.add(batch, self._encode(batch, encoder, timer))
+                writer.add(batch, self.encode(batch, encoder, timer))
                 if writer.is_due:
                     yield writer.flush()
         except MmrayError as error:
@@ -79,20 +79,20 @@ class Stages:
         if isinstance(batch, Failed):
             yield batch
             return
-        encoder = self._encoder()
+        encoder = self.encoder()
         if isinstance(encoder, Failed):
             yield encoder
             return
         timer = Timer()
         writer = PartWriter(self.storage, self.root, self.columns, timer)
-        writer.add(batch, self._encode(batch, encoder, timer))
+        writer.add(batch, self.encode(batch, encoder, timer))
         try:
             yield writer.flush()
         except MmrayError as error:
             yield Failed(batch.shard_uri, str(error), fatal=False)
 
     def _decoded(self, work: Work, timer: Timer) -> Iterator[Batch]:
-        decoder = self._decoder()
+        decoder = self.decoder()
         fragments = self._fragments(work)
         while True:
             with timer.stage("read"):
@@ -100,10 +100,11 @@ class Stages:
             if fragment is None:
                 return
             with timer.stage("decode"):
-                batch = decoder(fragment, work.shard.uri, self._previews())
+                batch = decoder(fragment, work.shard.uri, self.previews())
             yield batch
 
-    def _encode(self, batch: Batch, encoder: Encoder, timer: Timer) -> int:
+    def encode(self, batch: Batch, encoder: Encoder, timer: Timer) -> int:
+        """Fill the batch's vectors; returns how many samples went through the encoder."""
         remembered = self._made.get("remembered") if self.spec.dedupe == "exact" else None
         repeats = self._repeats()
         with timer.stage("encode"):
@@ -114,7 +115,8 @@ class Stages:
                 repeats.after(batch)
             return encoded
 
-    def _decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
+        """This process's decoder, made on first use."""
         if "decoder" not in self._made:
             self._made["decoder"] = Decoder(self.spec, self.modalities, self.card)
         decoder: Decoder = self._made["decoder"]
@@ -125,8 +127,9 @@ class Stages:
             self._made["repeats"] = Repeats(self.spec.duplicates)
         return self._made.get("repeats")
 
-    def _previews(self) -> int:
-        """A few pictures every other second: a small picture costs half as much as a vector."""
+    def previews(self) -> int:
+        """How many to keep now: a few every other second, since a small picture costs half as much
+        as a vector."""
         now = time.monotonic()
         if now - self._made.get("previewed", 0.0) < PREVIEW_SECONDS:
             return 0
@@ -135,7 +138,7 @@ class Stages:
 
     def _fragments(self, work: Work) -> Iterator[Fragment]:
         if self.limit is None:
-            return self._source(self._rows).read(work.shard, work.start, work.stop, set(work.seen))
+            return self.source(self.rows).read(work.shard, work.start, work.stop, set(work.seen))
         return self._first_fragments(work)
 
     def _first_fragments(self, work: Work) -> Iterator[Fragment]:
@@ -143,8 +146,8 @@ class Stages:
         left = int(self._made.setdefault("left", self.limit or 0))
         start, seen = work.start, set(work.seen)
         while left > 0 and start < work.stop:
-            rows = min(self._rows, left)
-            for fragment in self._source(rows).read(work.shard, start, work.stop, set(seen)):
+            rows = min(self.rows, left)
+            for fragment in self.source(rows).read(work.shard, start, work.stop, set(seen)):
                 start = fragment.span.stop
                 seen.update(sample.source_key for sample in fragment.samples)
                 self._made["left"] = left = left - len(fragment.samples)
@@ -152,19 +155,20 @@ class Stages:
                 if left < rows:
                     break
 
-    def _source(self, rows: int) -> Source:
+    def source(self, rows: int) -> Source:
+        """The reader, with fragments of so many samples."""
         media = {"audio", "video"} & set(self.modalities)
         cut = Cut(rows, MEDIA_BYTES) if media else Cut(rows)
         return open_source(self.spec.source, self.storage, self.spec.limits, cut, self.spec.wanted)
 
     @property
-    def _rows(self) -> int:
+    def rows(self) -> int:
         """Samples in a fragment: seconds of work on a CPU, a few batches on a GPU."""
         if self.modalities == ("text",):
             return 1024
         return 512 if self.spec.resources.gpus else 64
 
-    def _encoder(self) -> Encoder | Failed:
+    def encoder(self) -> Encoder | Failed:
         """This process's encoder, loaded on first use; or why it does not load."""
         if "encoder" not in self._made:
             self._made["remembered"] = Remembered()

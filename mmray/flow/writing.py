@@ -66,10 +66,10 @@ class PartWriter:
             receipt = write_part(
                 self._storage,
                 self._root,
-                self._table(batches),
+                self.table(batches),
                 spans=[batch.span for batch in batches],
                 shard_uri=batches[0].shard_uri,
-                quarantined=_quarantined(batches),
+                quarantined=quarantined_of(batches),
             )
         seconds = self._timer.take()
         for batch in batches:
@@ -83,7 +83,8 @@ class PartWriter:
         self._clear()
         return finished
 
-    def _table(self, batches: list[Batch]) -> pa.Table:
+    def table(self, batches: list[Batch]) -> pa.Table:
+        """The rows of the samples that did not fail, in the store's columns."""
         schema = self._columns.arrow_schema()
         columns: dict[str, list[object]] = {name: [] for name in schema.names}
         for batch in batches:
@@ -120,7 +121,8 @@ def _array(values: list[object], kind: pa.DataType) -> pa.Array:
     )
 
 
-def _quarantined(batches: list[Batch]) -> tuple[Quarantined, ...]:
+def quarantined_of(batches: list[Batch]) -> tuple[Quarantined, ...]:
+    """The quarantine's rows of the samples that failed."""
     rows: list[Quarantined] = []
     for batch in batches:
         rows += [

@@ -83,7 +83,7 @@ class Forecast:
 
 def layout(resources: Resources, shards: int, machines: Machines) -> Layout:
     """The pool that a run makes for `shards` pieces of work, as `mmray.flow.drive` does."""
-    least, most = resources.pool_range
+    _, most = resources.pool_range
     split = bool(resources.gpus)
     cpus = machines.cpus - (resources.decode_cpus if split else 0.0)
     fits = cpus / resources.cpus

@@ -4,6 +4,7 @@ Nothing is written but the parts of a short probe, in a temporary folder. Number
 counted say so.
 """
 
+import importlib
 import math
 import os
 import sys
@@ -14,14 +15,14 @@ from typing import Any
 
 from mmray.errors import SpecError
 from mmray.flow.drive import cluster
+from mmray.flow.plan import Plan
 from mmray.jobs.embed import _Job
-from mmray.jobs.forecast import Forecast, Layout, Machines, Speed, forecast, layout
+from mmray.jobs.forecast import STAGES, Forecast, Layout, Machines, Speed, forecast, layout
 from mmray.jobs.left import Left, count, estimate
 from mmray.jobs.planned import Number, PlanResult, Probed
 from mmray.jobs.probe import Limits, Seen, Timed, probe
 from mmray.report import Example
 from mmray.report.progress import progress
-from mmray.report.scrub import scrub
 from mmray.specs import EmbedSpec
 from mmray.specs.common import Resources
 
@@ -59,8 +60,43 @@ def plan(
     with progress(quiet=True) as show:
         job = _Job(spec, None, show)
         found = job.look()
-    todo = found.plan
-    shown: dict[str, Any] = {
+    work, planned = found.plan.work, job.startup["plan"]
+    facts = _facts(spec, found.plan)
+    if not work:
+        none = Number(value=0, estimate=False)
+        return PlanResult(**facts, status="nothing", rows=none, fragments=none)
+    machines, joins = _machines(spec.resources, nodes)
+    here = layout(spec.resources, len(work), Machines(1, cpus_here(), 1.0))
+    processes = 1 if here.kind == "split" else min(here.actors, PROCESSES, len(work))
+    drawn = spread(len(work), max(SHARDS, processes))
+    begin = time.monotonic()
+    seen = probe(job.stages(""), [work[place] for place in drawn], processes, limits or Limits())
+    probed = _probed(seen, time.monotonic() - begin)
+    left = count(spec, job.storage, work) or estimate(job.storage, work, _placed(seen, drawn))
+    if here.kind == "split" and not joins:
+        each = max(math.ceil(spec.resources.gpus), *(one.gpus for one in seen))
+        machines = Machines(machines.nodes, machines.cpus, machines.nodes * each)
+    made = layout(spec.resources, len(work), machines)
+    expected = forecast(made, left.samples, speed_of(seen), plan=planned, joins=joins)
+    hours = machines.nodes * expected.seconds / 3600
+    return PlanResult(
+        **facts | _expected(expected),
+        status="work",
+        rows=Number(value=round(sum(left.samples)), estimate=not left.exact),
+        fragments=_fragments(left, seen),
+        rows_per_sample=_rows_per_sample(seen),
+        bytes_per_row=left.bytes_per_sample,
+        layout=_layout(made, machines.nodes),
+        probe=probed,
+        node_hours=hours,
+        cost=None if price is None else price * hours,
+        notes=[*_notes(spec, left, probed, joins), *_fewer(here, processes)],
+    )
+
+
+def _facts(spec: EmbedSpec, todo: Plan) -> dict[str, Any]:
+    """What is known without a probe."""
+    return {
         "job": spec.job,
         "shards": {
             "total": todo.shards,
@@ -72,52 +108,15 @@ def plan(
         "rows_skipped": todo.skipped_rows,
         "rows_quarantined": todo.skipped_quarantined,
     }
-    if not todo.work:
-        none = Number(value=0, estimate=False)
-        return PlanResult(status="nothing", rows=none, fragments=none, **shown)
-    planned = job.startup["plan"]
-    machines, joins = _machines(spec.resources, nodes)
-    here = layout(spec.resources, len(todo.work), Machines(1, cpus_here(), 1.0))
-    split = here.kind == "split"
-    processes = 1 if split else min(here.actors, PROCESSES, len(todo.work))
-    drawn = spread(len(todo.work), max(SHARDS, processes))
-    begin = time.monotonic()
-    seen = probe(
-        job.stages(""), [todo.work[place] for place in drawn], processes, limits or Limits()
-    )
-    took = time.monotonic() - begin
-    known = count(spec, job.storage, todo.work)
-    left = known or estimate(job.storage, todo.work, _placed(seen, drawn))
-    gpus = max(each.gpus for each in seen)
-    if split and not joins:
-        machines = Machines(machines.nodes, machines.cpus, machines.nodes * (gpus or _whole(spec)))
-    made = layout(spec.resources, len(todo.work), machines)
-    expected = forecast(made, left.samples, speed_of(seen), plan=planned, joins=joins)
-    hours = machines.nodes * expected.seconds / 3600
-    return PlanResult(
-        status="work",
-        **shown,
-        rows=Number(value=round(sum(left.samples)), estimate=not left.exact),
-        fragments=_fragments(left, seen),
-        rows_per_sample=_rows_per_sample(seen),
-        bytes_per_row=left.bytes_per_sample,
-        layout=_layout(made, machines.nodes),
-        probe=_probed(seen, took, "cuda" if split and gpus else "cpu"),
-        **_expected(expected),
-        node_hours=hours,
-        cost=None if price is None else price * hours,
-        notes=_notes(spec, left, split and not gpus, joins, processes < here.actors),
-    )
 
 
 def speed_of(seen: Sequence[Seen]) -> Speed:
     """Means over the processes of a probe; the first fragment of each only tells of its warm-up."""
     timed, warm = _steady(seen)
     samples = max(sum(each.samples for each in timed), 1)
-    stages: dict[str, float] = {}
-    for one in timed:
-        for stage, seconds in one.seconds.items():
-            stages[stage] = stages.get(stage, 0.0) + seconds / samples
+    stages = {
+        stage: sum(one.seconds.get(stage, 0.0) for one in timed) / samples for stage in STAGES
+    }
     each_sample = sum(stages.values())
     extra = [
         max(sum(one.fragments[0].seconds.values()) - one.fragments[0].samples * each_sample, 0.0)
@@ -166,18 +165,12 @@ def _machines(resources: Resources, nodes: int | None) -> tuple[Machines, bool]:
         number = nodes or 1
         return Machines(number, number * cpus_here(), 0.0), False
     with cluster(resources):
-        import ray
-
-        total = ray.cluster_resources()
-        number = sum(bool(node["Alive"]) for node in ray.nodes()) or 1
+        running: Any = importlib.import_module("ray")
+        total = running.cluster_resources()
+        number = sum(bool(node["Alive"]) for node in running.nodes()) or 1
     scale = (nodes or number) / number
     cpus, gpus = total.get("CPU", 1.0) * scale, total.get("GPU", 0.0) * scale
     return Machines(nodes or number, cpus, gpus), True
-
-
-def _whole(spec: EmbedSpec) -> int:
-    """GPUs that a node has at least, where a run is to fit on it."""
-    return math.ceil(spec.resources.gpus)
 
 
 def _placed(seen: Sequence[Seen], drawn: Sequence[int]) -> list[Timed]:
@@ -200,13 +193,14 @@ def _rows_per_sample(seen: Sequence[Seen]) -> float:
     return sum(one.rows for one in every) / max(sum(one.samples for one in every), 1)
 
 
-def _probed(seen: Sequence[Seen], took: float, device: str) -> Probed:
+def _probed(seen: Sequence[Seen], took: float) -> Probed:
     bad = [row for each in seen for row in each.quarantined]
     return Probed(
         processes=len(seen),
-        device=device,
+        device="cuda" if any(each.gpus for each in seen) else "cpu",
         seconds=took,
         samples=sum(timed.samples for timed in _steady(seen)[0]),
+        read=sum(timed.samples for each in seen for timed in each.fragments),
         stages=dict(speed_of(seen).stages),
         quarantined=len(bad),
         examples=[Example(**row) for row in bad[:EXAMPLES]],
@@ -233,18 +227,29 @@ def _expected(expected: Forecast) -> dict[str, Any]:
     }
 
 
-def _notes(spec: EmbedSpec, left: Left, no_gpu: bool, joins: bool, fewer: bool) -> list[str]:
-    notes = [scrub(left.note)] if left.note else []
-    if no_gpu:
-        notes.append(
-            "there is no GPU here: the probe ran on the CPU, and its encode time is not the GPU's"
+def _notes(spec: EmbedSpec, left: Left, probed: Probed, joins: bool) -> list[str]:
+    notes = [left.note] if left.note else []
+    if spec.resources.gpus and probed.device == "cpu":
+        words = (
+            "there is no GPU here: the probe ran on the CPU, and its encode time isn't the GPU's"
         )
+        notes.append(words)
         if not joins:
-            notes.append(f"each node is taken to have {_whole(spec)} GPU, as one actor wants")
+            each = math.ceil(spec.resources.gpus)
+            notes.append(f"each node is taken to have {each} GPU, as one actor wants")
     if joins:
         notes.append("the probe ran on this machine; the cluster's may be faster or slower")
-    if fewer:
-        notes.append(f"the probe ran {PROCESSES} workers; more on one machine slow each other more")
     if spec.duplicates is not None or spec.dedupe != "none":
         notes.append("few duplicates meet in a probe: a run that finds more encodes less")
+    allowed = spec.errors.max_fraction
+    if probed.quarantined > allowed * probed.read:
+        words = f"{probed.quarantined} of {probed.read} rows of the probe would be quarantined"
+        notes.append(f"{words}: a run ends above errors.max_fraction = {allowed:g}")
     return notes
+
+
+def _fewer(here: Layout, processes: int) -> list[str]:
+    if here.kind == "split" or processes == here.actors:
+        return []
+    words = f"the probe ran {processes} workers, not {here.actors}"
+    return [f"{words}: those of one machine slow each other"]

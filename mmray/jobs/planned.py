@@ -32,10 +32,12 @@ class Probed(BaseModel):
     seconds: Seconds
     samples: int
     """That were timed: the first fragment of each process warmed it up and isn't among them."""
+    read: int
+    """All that went through."""
     stages: dict[str, Seconds]
     """Seconds of one worker for each sample, by stage."""
     quarantined: int
-    """Of all samples that it read."""
+    """Of those that it read."""
     examples: list[Example]
 
 

@@ -22,6 +22,9 @@ _EXTENSIONS = {
 KINDS = {ext: kind for kind, every in _EXTENSIONS.items() for ext in every.split()}
 """Last suffix, lower-cased, to a modality or "json" (metadata)."""
 
+MAX_DEPTH = 64
+"""Lists and objects within each other, in metadata. Python's own limit depends on who asks."""
+
 
 def assemble(uri: str, key: str, etag: str, raw: dict[str, bytes]) -> Sample:
     """The sample whose files are `raw`: bytes by modality, and "json" for metadata.
@@ -62,15 +65,34 @@ def content_hash(members: dict[str, bytes], metadata: dict[str, Any]) -> str:
     return hashed.hexdigest()
 
 
+def is_deep(value: Any) -> bool:
+    """Whether lists and objects lie more than `MAX_DEPTH` within each other."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            each
+            for one in level
+            for each in (one.values() if isinstance(one, dict) else one)
+            if isinstance(each, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def _metadata(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
         # An escaped half of a surrogate pair is legal JSON and no legal text.
         json.dumps(found, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise BadSample("BadMetadata", "it is nested too deep") from error
+    except ValueError as error:
         raise BadSample("BadMetadata", f"not JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadSample("BadMetadata", f"a JSON object is needed, not {type(found).__name__}")
+    if is_deep(found):
+        raise BadSample("BadMetadata", f"it is nested over {MAX_DEPTH} levels deep")
     return found
 
 

@@ -11,14 +11,11 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from mmray.errors import BadSample, SampleError
-from mmray.sources.assemble import whole
+from mmray.sources.assemble import MAX_DEPTH, is_deep, whole
 from mmray.sources.fragment import Sample, Shard
 
 DEFAULT_COLUMNS = {"image": "image", "text": "caption", "audio": "audio", "video": "video"}
 """Which columns hold the modalities where the spec names none."""
-
-MAX_DEPTH = 64
-"""Lists and objects within each other, in metadata."""
 
 
 @dataclass(slots=True)
@@ -99,21 +96,6 @@ def data_uri(text: str) -> bytes:
         # In a uri `+`, `/` and `=` may be percent-encoded.
         return decode_base64(unquote_to_bytes(data).decode("latin-1") if "%" in data else data)
     return unquote_to_bytes(data)
-
-
-def is_deep(value: Any) -> bool:
-    """Whether lists and objects lie more than `MAX_DEPTH` within each other."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            each
-            for one in level
-            for each in (one.values() if isinstance(one, dict) else one)
-            if isinstance(each, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _take_text(row: Row, value: Any, limit: int) -> None:

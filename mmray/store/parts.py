@@ -101,7 +101,7 @@ def write_part(
     attempt = uuid.uuid4().hex
     whole = Span(spans[0].shard, spans[0].version, spans[0].start, spans[-1].stop)
     path, size, stats = "", 0, ""
-    # A fragment that was left out as a whole is told by a part's bounds alone, even of an empty one.
+    # A fragment that was left out as a whole is told by a part's bounds alone, an empty one's too.
     accounted = rows.keys() | {row.fragment for row in failed}
     if table.num_rows or accounted < set(names):
         path = f"data/{attempt[:2]}/part-{attempt}.parquet"

@@ -35,7 +35,7 @@ class StoreColumns:
     keep: dict[str, ColumnType] = field(default_factory=dict)
     thumbnail: bool = False
     times: bool = False
-    """Rows may be windows or frames: `start_seconds` and `stop_seconds`, null where they are not."""
+    """Rows may be windows or frames: `start_seconds` and `stop_seconds`, null of other rows."""
     duplicate_of: bool = False
     """The id of the row that a row repeats, null where it repeats none."""
 

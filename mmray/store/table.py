@@ -24,7 +24,6 @@ from mmray.store.parts import Receipt, read_part
 from mmray.store.quarantine import Quarantine
 from mmray.store.schema import BASE, StoreColumns, StoreMeta
 
-
 _START = slice(26, 38)
 """Where the name of a fragment tells its start."""
 

@@ -234,13 +234,13 @@ def test_a_raised_limit_lets_the_good_ones_in(
     plan = raised.plan()
     assert len(plan.wanted) == 6 and plan.quarantined == 6
     encoded: list[int] = []
-    encode = Stages._encode
+    encode = Stages.encode
 
     def counting(self: Stages, batch: Any, *rest: Any) -> int:
         encoded.append(len(batch.samples))
         return encode(self, batch, *rest)
 
-    monkeypatch.setattr(Stages, "_encode", counting)
+    monkeypatch.setattr(Stages, "encode", counting)
     done = raised.replay(monkeypatch)
     assert sum(encoded) == 6
     tally = done.tally
