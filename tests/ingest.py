@@ -22,7 +22,7 @@ from mmray.flow.batch import Finished, Work
 from mmray.flow.decoding import keeps_times
 from mmray.flow.plan import make_plan
 from mmray.flow.stages import Stages
-from mmray.jobs.embed import ORDER, dim_of
+from mmray.jobs.modalities import ORDER, dim_of
 from mmray.sources import Source, open_source
 from mmray.specs import EmbedSpec, load_spec
 from mmray.storage import Storage
@@ -155,7 +155,9 @@ def made(data: Data) -> bytes:
 def _stages(spec: EmbedSpec) -> Stages:
     options = EncodeOptions()
     card = describe(spec.encoder, options)
-    columns = StoreColumns(ORDER, dict(spec.keep), times=keeps_times(spec))
+    columns = StoreColumns(
+        ORDER, dict(spec.keep), thumbnail=bool(spec.thumbnails), times=keeps_times(spec)
+    )
     return Stages(spec, card, options, STORAGE, columns, spec.store.uri, ORDER)
 
 

@@ -55,15 +55,18 @@ def _facts(found: "PlanResult") -> dict[str, str]:
         "done": done,
     }
     if found.status == "nothing":
-        return facts | {"left": "nothing to do"}
+        return facts | {"left": "nothing to do"} | _notes(found)
     facts["left"] = f"{found.rows} rows in {found.fragments} fragments" + _sizes(found)
     facts["layout"] = _layout(found)
     facts |= _probe(found)
     facts |= _times(found)
     facts["bottleneck"] = f"{found.bottleneck}. {found.advice[:1].upper()}{found.advice[1:]}"
-    for number, note in enumerate(found.notes, 1):
-        facts["note" if len(found.notes) == 1 else f"note {number}"] = note
-    return facts
+    return facts | _notes(found)
+
+
+def _notes(found: "PlanResult") -> dict[str, str]:
+    one = len(found.notes) == 1
+    return {"note" if one else f"note {n}": note for n, note in enumerate(found.notes, 1)}
 
 
 def _sizes(found: "PlanResult") -> str:

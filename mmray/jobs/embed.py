@@ -2,20 +2,20 @@
 
 import time
 import uuid
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import mmray
-from mmray.encoders import EncodeOptions, EncoderCard, describe
+from mmray.encoders import EncodeOptions, describe
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
-from mmray.flow.decoding import keeps_times, windowed
+from mmray.flow.decoding import keeps_times
 from mmray.flow.drive import cluster
 from mmray.flow.plan import Plan, make_plan
 from mmray.flow.run import Flow, Tally
 from mmray.flow.stages import Stages
 from mmray.jobs.inspect import inspect_store
+from mmray.jobs.modalities import check, dim_of, modalities, sampling
 from mmray.report import Example, Report
 from mmray.report.progress import Progress, progress
 from mmray.report.vectors import Media
@@ -27,10 +27,7 @@ from mmray.store.parts import Quarantined
 from mmray.store.rebuild import swap
 from mmray.store.schema import require_columns
 from mmray.store.table import staging_uri
-from mmray.transforms.filters import check as check_filter
 
-ORDER = ("image", "text", "audio", "video")
-"""Of the vectors in a row."""
 PEEK = 16
 """Samples that are read to see whether a source has video."""
 
@@ -281,63 +278,6 @@ class _Job:
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self.clock, 3)
-
-
-def check(spec: EmbedSpec, card: EncoderCard) -> None:
-    """Refuse what the encoder or the filters can't do. Raises SpecError."""
-    able = _able(card)
-    for index, wanted in enumerate(spec.modalities or ()):
-        if wanted not in able:
-            takes = f"{card.name} takes {', '.join(able)}, not {wanted!r}"
-            raise SpecError(f"modalities.{index}", takes)
-    if spec.audio.seconds is not None and card.audio is not None:
-        most = card.audio.window
-        if spec.audio.seconds > most:
-            raise SpecError("audio.seconds", f"{card.name} takes windows of {most:g} s at most")
-    sees = "image" in (able if spec.modalities is None else spec.modalities)
-    if spec.duplicates is not None and spec.duplicates.by == "perceptual" and not sees:
-        raise SpecError("duplicates.by", "perceptual needs pictures among the modalities")
-    check_filter(spec.filter)
-
-
-def modalities(
-    spec: EmbedSpec, card: EncoderCard, seen: Collection[str] | Callable[[], Collection[str]]
-) -> tuple[str, ...]:
-    """The modalities to encode: those asked for, else the encoder's own.
-
-    An encoder of images sees video too. Few sources have any, so its column is made only where it
-    is among `seen`: what the store has already, or else what the first samples show.
-    """
-    able = _able(card)
-    if spec.modalities is not None:
-        return tuple(each for each in able if each in spec.modalities)
-    if not callable(seen) and set(seen) <= set(able):
-        return tuple(each for each in able if each in seen)
-    if "video" in able and "video" not in (seen() if callable(seen) else ()):
-        return tuple(each for each in able if each != "video")
-    return able
-
-
-def sampling(spec: EmbedSpec, card: EncoderCard, encoded: Collection[str]) -> dict[str, Any]:
-    """How sound and video are cut, as far as vectors depend on it."""
-    found: dict[str, Any] = {}
-    if "audio" in encoded and card.audio is not None:
-        seconds = windowed(card.audio, spec).window
-        found["audio"] = {"windows": spec.audio.windows, "seconds": seconds}
-    if "video" in encoded:
-        options = spec.video.model_dump(mode="json", exclude={"sound"})
-        found["video"] = options if spec.video.sample == "rate" else options | {"rate": None}
-    return found
-
-
-def dim_of(card: EncoderCard, modality: str) -> int:
-    """Length of a modality's vector; that of a video is that of its frames."""
-    return card.dims["image" if modality == "video" else modality]
-
-
-def _able(card: EncoderCard) -> tuple[str, ...]:
-    has = {*card.dims, *(("video",) if "image" in card.dims else ())}
-    return tuple(each for each in ORDER if each in has)
 
 
 def _status(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:

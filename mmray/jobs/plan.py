@@ -29,7 +29,7 @@ from mmray.specs.common import Resources
 SHARDS = 16
 """That a probe draws fragments from, spread over those with work left."""
 PROCESSES = 8
-"""That a probe runs at the most: more workers on one machine slow each other little more."""
+"""That a probe runs at the most, however many workers a run has on one machine."""
 EXAMPLES = 5
 
 
@@ -64,7 +64,8 @@ def plan(
     facts = _facts(spec, found.plan)
     if not work:
         none = Number(value=0, estimate=False)
-        return PlanResult(**facts, status="nothing", rows=none, fragments=none)
+        notes = _pruned(spec, found.plan)
+        return PlanResult(**facts, status="nothing", rows=none, fragments=none, notes=notes)
     machines, joins = _machines(spec.resources, nodes)
     here = layout(spec.resources, len(work), Machines(1, cpus_here(), 1.0))
     processes = 1 if here.kind == "split" else min(here.actors, PROCESSES, len(work))
@@ -90,7 +91,11 @@ def plan(
         probe=probed,
         node_hours=hours,
         cost=None if price is None else price * hours,
-        notes=[*_notes(spec, left, probed, joins), *_fewer(here, processes)],
+        notes=[
+            *_pruned(spec, found.plan),
+            *_notes(spec, left, probed, joins),
+            *_fewer(processes, min(here.actors, len(work))),
+        ],
     )
 
 
@@ -248,8 +253,15 @@ def _notes(spec: EmbedSpec, left: Left, probed: Probed, joins: bool) -> list[str
     return notes
 
 
-def _fewer(here: Layout, processes: int) -> list[str]:
-    if here.kind == "split" or processes == here.actors:
+def _fewer(processes: int, workers: int) -> list[str]:
+    if processes in (1, workers):
         return []
-    words = f"the probe ran {processes} workers, not {here.actors}"
-    return [f"{words}: those of one machine slow each other"]
+    return [f"the probe ran {processes} workers; a run has {workers} here, which slow each other"]
+
+
+def _pruned(spec: EmbedSpec, todo: Plan) -> list[str]:
+    if spec.on_removed == "report" or not todo.removed:
+        return []
+    return [
+        f"the rows of {len(todo.removed):,} removed sources leave the store (on_removed: prune)"
+    ]

@@ -12,8 +12,9 @@ from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.drive import cluster
 from mmray.flow.replay import Replay
 from mmray.flow.replay_plan import ReplayPlan, Wish, plan_replay
-from mmray.jobs.embed import _example, _Job, _status, modalities
+from mmray.jobs.embed import _example, _Job, _status
 from mmray.jobs.inspect import inspect_store
+from mmray.jobs.modalities import modalities
 from mmray.report import Report
 from mmray.report.progress import Progress, progress
 from mmray.report.vectors import Media

@@ -13,7 +13,7 @@ import pytest
 
 import mmray
 from mmray.errors import RefusedError
-from mmray.jobs.embed import ORDER
+from mmray.jobs.modalities import ORDER
 from mmray.store.compact import compact
 from tests import media, runs, shards
 from tests.ray.test_embed import assert_sound, embed, quarantined, rows
@@ -34,7 +34,8 @@ def spec(tmp_path: Path) -> runs.Spec:
             if number % 4 != 3:
                 members += shards.members(key, seed)
             if number % 2:
-                members.append((f"{key}.ogg", media.sound(3.0, channels=2, format="ogg", seed=seed)))
+                sound = media.sound(3.0, channels=2, format="ogg", seed=seed)
+                members.append((f"{key}.ogg", sound))
             if number % 4 == 3:
                 members.append((f"{key}.mp4", media.film(8, sound=number == 3, seed=seed)))
         (folder / f"{shard}.tar").write_bytes(shards.tar(members))
