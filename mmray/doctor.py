@@ -122,7 +122,8 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 def _pip(*packages: str) -> str:
-    quoted = " ".join(f"'{package}'" for package in packages)
+    words = " ".join(packages).split()
+    quoted = " ".join(word if word.startswith("--") else f"'{word}'" for word in words)
     return f"{sys.executable} -m pip install {quoted}"
 
 

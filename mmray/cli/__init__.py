@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mmray import __version__
-from mmray.cli import compare, doctor, quarantine, run, store
+from mmray.cli import compare, doctor, plan, quarantine, run, store
 from mmray.cli.told import told
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ def _root(
 
 
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("validate")(run.validate)
 app.command("schema")(run.schema)
 app.command("doctor")(doctor.doctor)

@@ -30,10 +30,11 @@ def plan(
     with told(as_json) as job:
         from mmray.jobs.plan import plan as make
         from mmray.jobs.probe import Limits
-        from mmray.specs import load_spec
+        from mmray.specs import KINDS, load_spec, read_fields
 
-        loaded = load_spec(spec, overrides or ())
-        job.kind = loaded.job
+        fields = read_fields(spec, overrides or ())
+        job.kind = next((kind for kind in KINDS if kind == fields.get("job")), None)
+        loaded = load_spec(fields)
         say("mmray: planning; where work is left, a probe loads the model and runs the real stages")
         found = make(loaded, price=price, nodes=nodes, limits=Limits(seconds=seconds))
     if as_json:

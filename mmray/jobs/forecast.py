@@ -13,14 +13,17 @@ from mmray.specs.common import Resources
 
 STAGES = ("read", "decode", "encode", "write")
 
-# What a run waits for beside imports, which a probe measures, in multiples of the time to import
-# Ray, Ray Data and mmray: they take Python's time on the same cores. Measured on a machine with two
-# cores: 2.8 s of imports, 5.4 s of `ray.init`, 1.7 s until the first actor runs.
-RAY_INIT = 1.9
-ACTORS = 0.6
+# What a run waits for beside imports, which a probe measures. Most of it is Python starting on the
+# same cores, so it is a multiple of the time to import Ray, Ray Data and mmray. Two cores that were
+# idle import in 1.7 s and take 5.8 s for `ray.init`; kept busy by others, 9 s and 20 to 26 s.
+RAY_WAITS = 2.0
+"""Seconds of `ray.init` that no processor shortens."""
+RAY_INIT = 2.2
 JOIN = 0.3
 """To connect to a cluster that is there."""
-FINISH = 2.5
+ACTORS = 1.0
+"""Until Ray Data has its actors."""
+FINISH = 2.0
 """Seconds from the last part to the end: the last commit, Ray's shutdown, the report."""
 
 
@@ -156,7 +159,7 @@ def _startup(speed: Speed, plan: float, joins: bool) -> dict[str, float]:
     imports = sum(speed.imports.values())
     return {
         "plan": plan,
-        "ray": ray + imports * (JOIN if joins else RAY_INIT),
+        "ray": ray + (imports * JOIN if joins else RAY_WAITS + imports * RAY_INIT),
         # The driver imports Ray Data first, then each worker does.
         "workers": data + imports * ACTORS + data + speed.imports.get("mmray", 0.0),
         "model": speed.load + speed.warm_up,

@@ -38,6 +38,9 @@ WHOLE_BYTES = 32 * 1024 * 1024
 """A row group of which more is needed is read page by page."""
 BUFFER = 4 * 1024 * 1024
 
+SIGNATURE = 28
+"""Bytes of a footer's signature: a nonce and a tag of AES GCM."""
+
 # pyarrow's own, and those of Python's that it raises in their stead.
 _UNREADABLE = (
     pa.ArrowException,
@@ -121,6 +124,7 @@ class ParquetReader:
         file = RangeFile(fetch, item.size)
         with _readable():
             metadata = pq.read_metadata(pa.PythonFile(file, "r"))
+            _refuse_encrypted(file, metadata)
             schema = metadata.schema.to_arrow_schema()
         try:
             chosen = choose(schema, self._named, self._wanted)
@@ -193,6 +197,18 @@ class _Table:
                     rows = self.chosen.take(batch) if batch.num_rows else []
                 if rows:
                     yield rows
+
+
+def _refuse_encrypted(file: RangeFile, metadata: pq.FileMetaData) -> None:
+    """Raises Broken. pyarrow ends the whole process when it is asked of an encrypted column.
+
+    A plain footer over encrypted columns is followed by its signature: Parquet modular encryption,
+    "Plaintext footer mode".
+    """
+    file.seek(-8, 2)
+    length = int.from_bytes(file.read(4), "little")
+    if length == metadata.serialized_size + SIGNATURE:
+        raise Broken("CorruptShard", "not to be read as Parquet: columns of it are encrypted")
 
 
 def _chunks(metadata: pq.FileMetaData, index: int, names: list[str]) -> list[Any]:

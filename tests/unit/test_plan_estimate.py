@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from mmray.cli import plan as cli
 from mmray.errors import RefusedError, SpecError
 from mmray.flow.batch import Work
 from mmray.jobs import left
@@ -18,6 +22,7 @@ from mmray.jobs.forecast import (
     FINISH,
     JOIN,
     RAY_INIT,
+    RAY_WAITS,
     Layout,
     Machines,
     Speed,
@@ -26,6 +31,7 @@ from mmray.jobs.forecast import (
     makespan,
 )
 from mmray.jobs.plan import cpus_here, plan, speed_of, spread
+from mmray.jobs.planned import PlanResult
 from mmray.jobs.probe import Seen, Timed
 from mmray.sources import Cut, open_source
 from mmray.specs import EmbedSpec, load_spec
@@ -85,12 +91,12 @@ def test_a_fused_run_is_start_up_and_the_slowest_worker() -> None:
     assert found.work == pytest.approx(60)  # one worker has 100 and then 500, 0.1 s each
     assert found.tail == pytest.approx(60 - 40)
     assert found.startup["plan"] == 0.5
-    assert found.startup["ray"] == pytest.approx(1.0 + 4.0 * RAY_INIT)
+    assert found.startup["ray"] == pytest.approx(1.0 + RAY_WAITS + 4.0 * RAY_INIT)
     assert found.startup["model"] == 10.0
     assert found.seconds == pytest.approx(sum(found.startup.values()) + 60 + FINISH)
     assert found.bottleneck == "encode" and "encode" in found.advice
     joined = forecast(made, [100, 100, 100, 500], SPEED, plan=0.5, joins=True)
-    assert found.seconds - joined.seconds == pytest.approx(4.0 * (RAY_INIT - JOIN))
+    assert found.seconds - joined.seconds == pytest.approx(RAY_WAITS + 4.0 * (RAY_INIT - JOIN))
 
 
 def test_a_split_run_is_its_slower_side() -> None:
@@ -134,6 +140,64 @@ def test_a_probe_draws_from_all_over_the_source() -> None:
     assert spread(3, 16) == [0, 1, 2]
     assert spread(100, 4) == [0, 25, 50, 75]
     assert cpus_here() >= 1
+
+
+@pytest.fixture
+def result() -> PlanResult:
+    example = {"source_uri": "/a.tar", "source_key": "k", "stage": "decode"}
+    example |= {"error_type": "BadImage", "message": "no picture"}
+    return PlanResult.model_validate(
+        {
+            "job": "embed",
+            "status": "work",
+            "shards": {"total": 9, "finished": 5, "changed": 1, "removed": 0, "left": 4},
+            "rows": {"value": 12345, "estimate": True},
+            "fragments": {"value": 7, "estimate": False},
+            "rows_skipped": 300,
+            "rows_quarantined": 2,
+            "bytes_per_row": 2048.0,
+            "layout": {"kind": "split", "nodes": 2, "actors": 3, "cpus": 1.0, "gpus": 1.0}
+            | {"decode_tasks": 4, "decode_cpus": 1.0},
+            "probe": {"processes": 1, "device": "cpu", "seconds": 9.0, "samples": 64, "read": 128}
+            | {"stages": {"encode": 0.0125}, "quarantined": 1, "examples": [example]},
+            "startup": {"ray": 5.0},
+            "work": 100.0,
+            "seconds": 105.0,
+            "node_hours": 0.0583,
+            "cost": 1.5,
+            "bottleneck": "encode",
+            "advice": "more GPUs",
+            "notes": ["there is no GPU here"],
+        }
+    )
+
+
+def test_people_see_what_is_an_estimate(result: PlanResult) -> None:
+    facts = cli._facts(result)
+    assert facts["shards"] == "4 of 9 have work left (5 finished, 1 changed)"
+    assert facts["left"] == "~12,345 rows in 7 fragments, ~2.0 KiB each"
+    assert "2 of them in quarantine" in facts["done"]
+    assert facts["layout"].startswith("split, 4 decode tasks of 1 CPU feed 3 actors")
+    assert "encode 12.50 ms" in facts["probe"]
+    assert "BadImage: no picture" in facts["quarantined"]
+    assert facts["time"] == "~1 min 45 s" and facts["cost"].startswith("~1.50")
+    assert facts["note"] == "there is no GPU here"
+    done = cli._facts(result.model_copy(update={"status": "nothing", "notes": []}))
+    assert list(done) == ["shards", "done", "left"] and done["left"] == "nothing to do"
+
+
+@pytest.mark.parametrize(
+    ("words", "field"), [("encoder.kind=nosuch", "encoder"), ("source.uri=/none/a.tar", None)]
+)
+def test_a_wrong_spec_exits_2(tmp_path: Path, words: str, field: str | None) -> None:
+    app = typer.Typer()
+    app.command()(cli.plan)
+    path = tmp_path / "spec.yaml"
+    path.write_text(json.dumps(runs.embed_spec("/none/b.tar", str(tmp_path / "store"))))
+    done = CliRunner().invoke(app, [str(path), "--json", "--set", words])
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, line["status"], line["job"]) == (2, "refused", "embed")
+    assert field is None or line["field"].startswith(field)
 
 
 def spec_of(source: dict[str, Any], tmp_path: Path) -> EmbedSpec:
