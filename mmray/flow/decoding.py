@@ -6,6 +6,7 @@ in W3C's media fragments).
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -189,7 +190,7 @@ class Decoder:
         fits = {
             "bool": isinstance(value, bool),
             "int": whole and abs(value) < 2**63,
-            "float": isinstance(value, float) or (whole and value.bit_length() < 1024),
+            "float": isinstance(value, float) or (whole and abs(value) <= sys.float_info.max),
         }
         if not fits[kind]:
             raise BadSample("WrongType", f"{name!r} is {value!r:.80}, not of type {kind}")

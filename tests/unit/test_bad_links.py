@@ -1,4 +1,4 @@
-"""Uris inside rows that lead nowhere, outside, or where nobody should go; and names of all kinds."""
+"""Uris inside rows that lead nowhere, outside, or where nobody should go."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES: Files = {
     "secret.jpg": PICTURE,
     "outside/a.jpg": PICTURE,
     "rows/images/1.jpg": PICTURE,
-    "rows/images/a b's \"c\".jpg": PICTURE,
+    'rows/images/a b\'s "c".jpg': PICTURE,
     "rows/images/100%.jpg": PICTURE,
     "rows/images/صورة-图-é-👩‍🚀.jpg": PICTURE,
     f"rows/images/{LONG}": PICTURE,
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, str]] = {
     "images//1.jpg": ("", ""),
     "{folder}/rows/images/1.jpg": ("", ""),
     "file://{folder}/rows/images/1.jpg": ("", ""),
-    "images/a b's \"c\".jpg": ("", ""),
+    'images/a b\'s "c".jpg': ("", ""),
     "images/100%.jpg": ("", ""),
     "images/صورة-图-é-👩‍🚀.jpg": ("", ""),
     f"images/{LONG}": ("", ""),

@@ -1,6 +1,6 @@
-"""Pictures, sounds and films that are odd or bad, through the whole flow. Each leaves its neighbours.
+"""Pictures, sounds and films that are odd or bad, through the whole flow.
 
-Every case is a member of a tar, between two good ones.
+Each leaves its neighbours. Every case is a member of a tar, between two good ones.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests import badmedia, media, shards
-from tests.badmedia import FILMS, IMAGES, OTHERS, PIXELS, SECONDS, SOUNDS, Case, zipped
+from tests import media, shards
+from tests.badmedia import FILMS, SOUNDS
+from tests.badpictures import IMAGES, JPEG, OTHERS, PIXELS, SECONDS, Case, zipped
 from tests.ingest import Account, ingest, made
 
 # Pillow warns of EXIF that it can't read, and gives the picture all the same.
@@ -44,7 +45,7 @@ EVERY = [(ext, name) for ext, cases in CASES.items() for name in cases]
 
 @cache
 def good(ext: str) -> bytes:
-    return {"jpg": badmedia.JPEG, "wav": media.sound(0.2), "mp4": media.film(2)}[ext]
+    return {"jpg": JPEG, "wav": media.sound(0.2), "mp4": media.film(2)}[ext]
 
 
 @cache

@@ -1,6 +1,7 @@
-"""Real files damaged from a seed, through the whole flow: in the store or in quarantine, no third way.
+"""Real files damaged from a seed, through the whole flow.
 
-Each damage is one of five: bits flipped, cut off, bytes put in, bytes taken out, pieces swapped.
+Each is in the store or in quarantine; there is no third way. Each damage is one of five: bits
+flipped, cut off, bytes put in, bytes taken out, pieces swapped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import media, rows, shards
-from tests.badmedia import animated
+from tests.badpictures import animated
 from tests.ingest import Account, ingest
 
 # Pillow warns of what it can read all the same.
@@ -57,9 +58,7 @@ def swapped(data: bytes, random: Random) -> bytes:
     return data[:one] + other + data[one + size : two] + piece + data[two + size :]
 
 
-WAYS = {
-    each.__name__: each for each in (flipped, cut_off, put_in, taken_out, swapped)
-}
+WAYS = {each.__name__: each for each in (flipped, cut_off, put_in, taken_out, swapped)}
 
 # Extension to a real file of it.
 MEDIA: dict[str, Callable[[], bytes]] = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmray.encoders import EncodeOptions, Encoder, describe, load_encoder
-from mmray.specs.common import HfEncoder
-from tests import shards, tinymodels
+from mmray.specs.common import HfEncoder, PackagedEncoder
+from tests import media, shards, tinymodels
 
 pytestmark = pytest.mark.gpu
 
@@ -62,3 +62,26 @@ def test_a_batch_that_does_not_fit_is_halved(folder: Path) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(vectors[:4], whole, atol=1e-4)
     assert len(vectors) == 4096
+
+
+@pytest.mark.parametrize("name", ["clap", "whisper", "wavlm", "speech"])
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.9999), ("auto", 0.99)])
+def test_sound_is_heard_alike(name: str, dtype: str, least: float, tmp_path: Path) -> None:
+    if name == "speech":
+        spec: HfEncoder | PackagedEncoder = PackagedEncoder(kind="packaged", model="speech")
+    else:
+        spec = HfEncoder(kind="hf", model=str(tinymodels.build(name, tmp_path / "model")))
+    vectors = {}
+    for device, precision in (("cpu", "float32"), ("cuda", dtype)):
+        options = EncodeOptions(dtype=precision, batch_audios=3)  # type: ignore[arg-type]
+        there = load_encoder(spec, describe(spec, options), device, options)
+        assert there.card.audio is not None
+        seconds = min(there.card.audio.window, 1.5)
+        waves = [
+            media.wave(seconds / (1 + seed % 2), there.card.audio.rate, seed=seed)[:, 0]
+            for seed in range(7)
+        ]
+        vectors[device] = there.encode_audios(waves)
+    ours, theirs = vectors["cuda"], vectors["cpu"]
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    assert ((ours * theirs).sum(1) / lengths).min() >= least
