@@ -104,7 +104,8 @@ def opened(data: bytes, noun: Noun, *, max_pixels: int = _COVER_PIXELS) -> Itera
         except MemoryError:
             message = f"no memory to decode {len(data)} bytes"
             raise BadSample("OutOfMemory", message) from None
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, ValueError, LookupError, ArithmeticError) as error:
+            # Numbers in a damaged header lead our own arithmetic astray too.
             words = f"{_words(said, error)} ({kind}, {len(data)} bytes)"
             raise bad(noun, words) from error
 

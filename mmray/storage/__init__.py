@@ -119,6 +119,8 @@ class Storage:
                         found.update((item.uri, item) for item in objects)
         except (FileNotFoundError, PermissionError) as error:
             raise RefusedError(_words(error)) from error
+        for name in found:
+            _require_utf8(name)
         return [found[key] for key in sorted(found)]
 
     def matcher(self, uri: str | Sequence[str]) -> Callable[[str], bool]:
@@ -282,6 +284,14 @@ class Storage:
             return s3.access(self)
         except PermissionError as error:
             raise PermissionError(f"{uri}: {error}") from error
+
+
+def _require_utf8(uri: str) -> None:
+    """Local names may be any bytes; one that is no text can be no `source_uri`."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise RefusedError(f"{uri!r}: its name is not UTF-8; rename it") from None
 
 
 def _words(error: OSError) -> str:

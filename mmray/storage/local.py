@@ -3,6 +3,7 @@
 A file's etag is its size and modification time; writes appear at once or not at all.
 """
 
+import errno
 import os
 import stat as modes
 import uuid
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 
 from mmray.errors import ShardChanged
 from mmray.storage.objects import Object
+
+_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP})
+"""Gone since it was listed; a link that dangles or leads to itself."""
 
 
 def etag_of(info: os.stat_result) -> str:
@@ -44,8 +48,10 @@ def walk(folder: str, recursive: bool) -> Iterator[Object]:
                 continue
             try:
                 info = os.stat(path)
-            except FileNotFoundError:
-                continue  # gone since it was listed, or a dangling link
+            except OSError as error:
+                if error.errno in _NO_FILE:
+                    continue
+                raise
             if modes.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
                 yield Object(path, info.st_size, etag_of(info), info.st_mtime)
 
