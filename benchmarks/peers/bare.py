@@ -15,7 +15,7 @@ from mmray.specs import load_spec
 from mmray.storage import Storage
 
 
-def main(spec: dict[str, Any], rows: int, threads: int, most: int = Cut.bytes) -> None:
+def main(spec: dict[str, Any], rows: int, threads: int, most: int = 32 * 1024 * 1024) -> None:
     """Do what the spec's source holds, `rows` samples or `most` bytes a fragment, and print the
     ticks."""
     job = load_spec(spec)

@@ -185,7 +185,9 @@ def _pool(resources: Resources, shards: int) -> Any:
         if resources.gpus:
             fits = min(fits, total.get("GPU", 0.0) / resources.gpus)
         least = most = max(1, min(int(fits), shards))
-    in_flight = 2 if resources.gpus else 1
+    # A worker that has its next shard already loses no time between two: a tenth, with a light
+    # encoder. With few shards one would wait behind a busy worker while another has none.
+    in_flight = 2 if resources.gpus or shards >= 4 * least else 1
     return ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
 
 

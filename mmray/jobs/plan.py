@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mmray.jobs.planned import Number, PlanResult, Probed
 from mmray.jobs.probe import Limits, Seen, Timed, probe
 from mmray.report import Example
 from mmray.report.progress import progress
-from mmray.specs import EmbedSpec
+from mmray.specs import EmbedSpec, load_spec
 from mmray.specs.common import Resources
 
 SHARDS = 16
@@ -34,7 +34,7 @@ EXAMPLES = 5
 
 
 def plan(
-    spec: EmbedSpec,
+    spec: str | Path | Mapping[str, Any] | EmbedSpec,
     *,
     price: float | None = None,
     nodes: int | None = None,
@@ -43,7 +43,7 @@ def plan(
     """What a run of `spec` would do, on this machine or the cluster that the spec names.
 
     Args:
-        spec: what `load_spec` returned.
+        spec: path of a YAML file, a mapping with the same fields, or what `load_spec` returned.
         price: of a node for an hour.
         nodes: machines like this one, or like the mean node of the spec's cluster.
         limits: of the probe.
@@ -57,6 +57,8 @@ def plan(
         raise SpecError("price", f"must be a number of at least 0, not {price}")
     if nodes is not None and nodes < 1:
         raise SpecError("nodes", f"must be a positive number, not {nodes}")
+    if not isinstance(spec, EmbedSpec):
+        spec = load_spec(spec)
     with progress(quiet=True) as show:
         job = _Job(spec, None, show)
         found = job.look()

@@ -316,6 +316,8 @@ def test_what_run_refuses_plan_refuses(tmp_path: Path) -> None:
     spec = spec_of({"kind": "webdataset", "uri": str(tmp_path / "none" / "*.tar")}, tmp_path)
     with pytest.raises(RefusedError, match="none"):
         plan(spec)
+    with pytest.raises(RefusedError, match="none"):
+        plan(spec.model_dump(mode="json"))
     with pytest.raises(SpecError, match="price"):
         plan(spec, price=-1)
     with pytest.raises(SpecError, match="nodes"):
