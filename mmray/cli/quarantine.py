@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmray.cli.run import Overrides, _facts
+from mmray.cli.run import Overrides, facts_of
 from mmray.cli.store import AtVersion, Uri
 from mmray.cli.told import FAILED, AsJson, emit, show, told, with_storage
 from mmray.storage import Storage
@@ -87,7 +87,7 @@ def replay(  # noqa: PLR0913 (options of a command)
             "rows": f"{report.rows_read:,} tried again, {report.rows_written:,} good by now",
             "skipped": f"{report.rows_skipped:,} whose shards changed, are gone or another spec's",
         }
-        show(_facts(report) | tried)
+        show(facts_of(report) | tried)
     if report.status == "failed":
         raise typer.Exit(FAILED)
 

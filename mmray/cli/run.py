@@ -38,12 +38,12 @@ def run(
     if as_json:
         emit(report.line())
     else:
-        show(_facts(report))
+        show(facts_of(report))
     if report.status == "failed":
         raise typer.Exit(FAILED)
 
 
-def _facts(report: "Report") -> dict[str, str]:
+def facts_of(report: "Report") -> dict[str, str]:
     """What a person wants to know of a run."""
     from mmray.report.progress import clock_time
 

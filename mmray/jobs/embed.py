@@ -40,7 +40,7 @@ def run(spec: EmbedSpec, *, limit: int | None = None, quiet: bool = False) -> Re
         JobFailed, Interrupted: it ended early; `report` says what was committed.
     """
     with progress(quiet=quiet) as show:
-        return _Job(spec, limit, show).run()
+        return EmbedJob(spec, limit, show).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Found:
     plan: Plan
 
 
-class _Job:
+class EmbedJob:
     """One run: what was resolved from the spec before any work."""
 
     def __init__(self, spec: EmbedSpec, limit: int | None, show: Progress) -> None:
@@ -82,6 +82,7 @@ class _Job:
         self.tally = Tally()
 
     def run(self) -> Report:
+        """Do what is left, and keep the report."""
         self.show.say("planning")
         found = self.look()
         plan, rebuild, main = found.plan, found.rebuild, found.main
@@ -117,7 +118,7 @@ class _Job:
         plan = self._plan(store)
         if main is None:
             self.modalities = modalities(self.spec, self.card, lambda: self._peek(plan))
-        self.startup["plan"] = self._elapsed()
+        self.startup["plan"] = self.elapsed()
         return Found(main, store, rebuild, plan)
 
     def _open(self, uri: str) -> Store | None:
@@ -159,7 +160,7 @@ class _Job:
         self.tally = flow.tally
         self.show.say(f"starting Ray: {len(plan.work)} of {plan.shards} shards have work left")
         with cluster(self.spec.resources):
-            self.startup["ray"] = self._elapsed()
+            self.startup["ray"] = self.elapsed()
             flow.run(plan)
 
     def stages(self, root: str) -> Stages:
@@ -234,12 +235,12 @@ class _Job:
     def _report(
         self, store: Store, plan: Plan, tally: Tally, failure: Interrupted | JobFailed | None
     ) -> Report:
-        seconds = self._elapsed()
+        seconds = self.elapsed()
         store.reload()
         report = Report(
             job=self.spec.job,
             run_id=self.run_id,
-            status=_status(failure),
+            status=status_of(failure),
             message=str(failure or ""),
             started=self.started.isoformat(timespec="seconds"),
             seconds=seconds,
@@ -255,7 +256,7 @@ class _Job:
             startup=self.startup,
             timeline=tally.timeline,
             errors=tally.errors,
-            examples=[_example(row) for row in tally.examples],
+            examples=[example_of(row) for row in tally.examples],
             shards={
                 "total": plan.shards,
                 "finished": plan.finished_shards,
@@ -276,17 +277,20 @@ class _Job:
         previews = {each.id: Media(each.jpeg, each.audio, each.mime) for each in tally.previews}
         return report.save(self.storage, self.uri, inspect_store(store, previews=previews))
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
         return round(time.monotonic() - self.clock, 3)
 
 
-def _status(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:
+def status_of(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:
+    """The report's word for how a run ended."""
     if failure is None:
         return "done"
     return "interrupted" if isinstance(failure, Interrupted) else "failed"
 
 
-def _example(row: Quarantined) -> Example:
+def example_of(row: Quarantined) -> Example:
+    """A quarantined sample as the report shows it."""
     return Example(
         source_uri=row.source_uri,
         source_key=row.source_key,

@@ -16,7 +16,7 @@ from typing import Any
 from mmray.errors import SpecError
 from mmray.flow.drive import cluster
 from mmray.flow.plan import Plan
-from mmray.jobs.embed import _Job
+from mmray.jobs.embed import EmbedJob
 from mmray.jobs.forecast import STAGES, Forecast, Layout, Machines, Speed, forecast, layout
 from mmray.jobs.left import Left, count, estimate
 from mmray.jobs.planned import Number, PlanResult, Probed
@@ -60,7 +60,7 @@ def plan(
     if not isinstance(spec, EmbedSpec):
         spec = load_spec(spec)
     with progress(quiet=True) as show:
-        job = _Job(spec, None, show)
+        job = EmbedJob(spec, None, show)
         found = job.look()
     work, planned = found.plan.work, job.startup["plan"]
     facts = _facts(spec, found.plan)

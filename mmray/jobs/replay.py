@@ -12,7 +12,7 @@ from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.drive import cluster
 from mmray.flow.replay import Replay
 from mmray.flow.replay_plan import ReplayPlan, Wish, plan_replay
-from mmray.jobs.embed import _example, _Job, _status
+from mmray.jobs.embed import EmbedJob, example_of, status_of
 from mmray.jobs.inspect import inspect_store
 from mmray.jobs.modalities import modalities
 from mmray.report import Report
@@ -68,7 +68,7 @@ class _Replay:
     """One replay: the job that its spec would run, on what is in quarantine."""
 
     def __init__(self, spec: EmbedSpec, wish: Wish, show: Progress) -> None:
-        self.job, self.wish, self.show = _Job(spec, None, show), wish, show
+        self.job, self.wish, self.show = EmbedJob(spec, None, show), wish, show
 
     def run(self) -> Report:
         job = self.job
@@ -79,7 +79,7 @@ class _Replay:
         require_columns(store.uri, store.schema, job.columns.arrow_schema())
         job.storage.require_conditional_put(store.uri)
         plan = plan_replay(job.source, store, self.wish)
-        job.startup["plan"] = job._elapsed()
+        job.startup["plan"] = job.elapsed()
         replay = self._replay(store)
         failure: Interrupted | JobFailed | None = None
         try:
@@ -112,7 +112,7 @@ class _Replay:
         self.show.say(f"starting Ray: {wanted:,} of {plan.quarantined:,} samples are tried again")
         try:
             with cluster(self.job.spec.resources):
-                self.job.startup["ray"] = self.job._elapsed()
+                self.job.startup["ray"] = self.job.elapsed()
                 replay.run(plan)
         finally:
             self._committer(store).reconcile()
@@ -125,7 +125,7 @@ class _Replay:
         failure: Interrupted | JobFailed | None,
     ) -> Report:
         job, tally = self.job, replay.tally
-        seconds = job._elapsed()
+        seconds = job.elapsed()
         store.reload()
         changed = sorted({*plan.changed, *replay.changed})
         skipped = plan.skipped + replay.skipped
@@ -134,7 +134,7 @@ class _Replay:
         report = Report(
             job="replay",
             run_id=job.run_id,
-            status=_status(failure),
+            status=status_of(failure),
             message=str(failure or ""),
             started=job.started.isoformat(timespec="seconds"),
             seconds=seconds,
@@ -150,7 +150,7 @@ class _Replay:
             startup=job.startup,
             timeline=tally.timeline,
             errors=tally.errors,
-            examples=[_example(row) for row in tally.examples],
+            examples=[example_of(row) for row in tally.examples],
             shards={"changed": len(changed), "removed": len(plan.removed)},
             changed=changed,
             removed=plan.removed,
