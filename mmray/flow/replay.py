@@ -9,20 +9,18 @@ import time
 from collections.abc import Callable
 
 from mmray.errors import Interrupted, JobFailed
-from mmray.flow.batch import Failed, added
+from mmray.flow.batch import Failed
 from mmray.flow.drive import Drive, Item
 from mmray.flow.replay_plan import ReplayPlan
 from mmray.flow.retry import Retried
 from mmray.flow.run import (
     COMMIT_SECONDS,
     PASSES_WITHOUT_PROGRESS,
-    PREVIEWS,
     Tally,
     next_item,
     noted_signals,
 )
 from mmray.flow.stages import Stages
-from mmray.report import EXAMPLES_EACH, MAX_EXAMPLES
 from mmray.report.progress import Progress
 from mmray.store import Change, Committer
 
@@ -128,18 +126,7 @@ class Replay:
         self._answered |= retried.tried
         self.changed += retried.changed
         self.skipped += retried.skipped
-        tally.written += retried.written
-        tally.quarantined += len(retried.bad)
-        tally.encoded += retried.encoded
-        tally.filtered = added(tally.filtered, retried.filtered)
-        for stage, seconds in retried.seconds.items():
-            tally.seconds[stage] = tally.seconds.get(stage, 0.0) + seconds
-        for row in retried.bad:
-            known = tally.errors.get(row.error_type, 0)
-            if known < EXAMPLES_EACH and len(tally.examples) < MAX_EXAMPLES:
-                tally.examples.append(row)
-            tally.errors[row.error_type] = known + 1
-        tally.previews += retried.previews[: PREVIEWS - len(tally.previews)]
+        tally.add(retried, retried.written, retried.bad)
         elapsed = time.monotonic() - tally.started
         tally.first_part = tally.first_part or elapsed
         tally.timeline.append((round(elapsed, 3), tally.read))

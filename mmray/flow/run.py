@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from mmray.errors import Interrupted, JobFailed
 from mmray.flow.batch import Failed, Finished, Preview, added
 from mmray.flow.drive import Drive, Item
 from mmray.flow.plan import Plan
+from mmray.flow.retry import Retried
 from mmray.flow.stages import Stages
 from mmray.report import EXAMPLES_EACH, MAX_EXAMPLES
 from mmray.report.progress import Progress
@@ -51,21 +52,20 @@ class Tally:
         """Samples that this run accounted for."""
         return self.written + self.quarantined + sum(self.filtered.values())
 
-    def add(self, finished: Finished) -> None:
-        """Count one committed part."""
-        receipt = finished.receipt
-        self.written += receipt.rows
-        self.quarantined += len(receipt.quarantined)
-        self.encoded += finished.encoded
-        for stage, seconds in finished.seconds.items():
+    def add(self, done: Finished | Retried, written: int, bad: Sequence[Quarantined]) -> None:
+        """Count what was committed: rows written, and samples that are in quarantine."""
+        self.written += written
+        self.quarantined += len(bad)
+        self.encoded += done.encoded
+        for stage, seconds in done.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.filtered = added(self.filtered, finished.filtered)
-        for row in receipt.quarantined:
+        self.filtered = added(self.filtered, done.filtered)
+        for row in bad:
             known = self.errors.get(row.error_type, 0)
             if known < EXAMPLES_EACH and len(self.examples) < MAX_EXAMPLES:
                 self.examples.append(row)
             self.errors[row.error_type] = known + 1
-        self.previews += finished.previews[: PREVIEWS - len(self.previews)]
+        self.previews += done.previews[: PREVIEWS - len(self.previews)]
 
 
 class Flow:
@@ -177,7 +177,8 @@ class Flow:
         ready, self._ready = self._ready, []
         outcome = self._committer.commit(ready)
         for receipt in outcome.committed:
-            self.tally.add(self._finished.pop(receipt.attempt))
+            finished = self._finished.pop(receipt.attempt)
+            self.tally.add(finished, receipt.rows, receipt.quarantined)
         for receipt in outcome.dropped:
             self._finished.pop(receipt.attempt, None)
             self._count(receipt.span, -1)

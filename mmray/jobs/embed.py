@@ -4,7 +4,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import mmray
 from mmray.encoders import EncodeOptions, describe
@@ -235,28 +235,11 @@ class EmbedJob:
     def _report(
         self, store: Store, plan: Plan, tally: Tally, failure: Interrupted | JobFailed | None
     ) -> Report:
-        seconds = self.elapsed()
-        store.reload()
-        report = Report(
-            job=self.spec.job,
-            run_id=self.run_id,
-            status=status_of(failure),
-            message=str(failure or ""),
-            started=self.started.isoformat(timespec="seconds"),
-            seconds=seconds,
-            rows_read=tally.read,
-            rows_written=tally.written,
+        return self.report(
+            store,
+            tally,
+            failure,
             rows_skipped=plan.skipped_rows,
-            rows_quarantined=tally.quarantined,
-            rows_filtered=sum(tally.filtered.values()),
-            filtered=tally.filtered,
-            rows_encoded=tally.encoded,
-            rows_per_second=tally.read / seconds,
-            stages=tally.seconds,
-            startup=self.startup,
-            timeline=tally.timeline,
-            errors=tally.errors,
-            examples=[example_of(row) for row in tally.examples],
             shards={
                 "total": plan.shards,
                 "finished": plan.finished_shards,
@@ -265,13 +248,41 @@ class EmbedJob:
             },
             changed=plan.changed,
             removed=plan.removed,
-            encoder={
+        )
+
+    def report(
+        self, store: Store, tally: Tally, failure: Interrupted | JobFailed | None, **more: Any
+    ) -> Report:
+        """What the tally says, with `more` fields of the report; kept where a sample was read."""
+        seconds = self.elapsed()
+        store.reload()
+        fields: dict[str, Any] = {
+            "job": self.spec.job,
+            "run_id": self.run_id,
+            "status": status_of(failure),
+            "message": str(failure or ""),
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "rows_read": tally.read,
+            "rows_written": tally.written,
+            "rows_quarantined": tally.quarantined,
+            "rows_filtered": sum(tally.filtered.values()),
+            "filtered": tally.filtered,
+            "rows_encoded": tally.encoded,
+            "rows_per_second": tally.read / seconds,
+            "stages": tally.seconds,
+            "startup": self.startup,
+            "timeline": tally.timeline,
+            "errors": tally.errors,
+            "examples": [example_of(row) for row in tally.examples],
+            "encoder": {
                 "name": self.card.name,
                 "fingerprint": self.card.fingerprint,
                 "dims": store.meta.dims,
             },
-            outputs={"store": self.uri, "version": store.version},
-        )
+            "outputs": {"store": self.uri, "version": store.version},
+        }
+        report = Report(**fields | more)
         if not tally.read:
             return report  # nothing new to look at, and nothing to do should take no time
         previews = {each.id: Media(each.jpeg, each.audio, each.mime) for each in tally.previews}

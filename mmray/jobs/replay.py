@@ -12,12 +12,10 @@ from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.drive import cluster
 from mmray.flow.replay import Replay
 from mmray.flow.replay_plan import ReplayPlan, Wish, plan_replay
-from mmray.jobs.embed import EmbedJob, example_of, status_of
-from mmray.jobs.inspect import inspect_store
+from mmray.jobs.embed import EmbedJob
 from mmray.jobs.modalities import modalities
 from mmray.report import Report
 from mmray.report.progress import Progress, progress
-from mmray.report.vectors import Media
 from mmray.specs import EmbedSpec, load_spec, read_fields
 from mmray.store import Committer, Store
 from mmray.store.schema import require_columns
@@ -124,47 +122,20 @@ class _Replay:
         replay: Replay,
         failure: Interrupted | JobFailed | None,
     ) -> Report:
-        job, tally = self.job, replay.tally
-        seconds = job.elapsed()
-        store.reload()
         changed = sorted({*plan.changed, *replay.changed})
         skipped = plan.skipped + replay.skipped
         if skipped:
             self.show.say(_advice(skipped, plan.elsewhere))
-        report = Report(
+        return self.job.report(
+            store,
+            replay.tally,
+            failure,
             job="replay",
-            run_id=job.run_id,
-            status=status_of(failure),
-            message=str(failure or ""),
-            started=job.started.isoformat(timespec="seconds"),
-            seconds=seconds,
-            rows_read=tally.read,
-            rows_written=tally.written,
             rows_skipped=skipped,
-            rows_quarantined=tally.quarantined,
-            rows_filtered=sum(tally.filtered.values()),
-            filtered=tally.filtered,
-            rows_encoded=tally.encoded,
-            rows_per_second=tally.read / seconds,
-            stages=tally.seconds,
-            startup=job.startup,
-            timeline=tally.timeline,
-            errors=tally.errors,
-            examples=[example_of(row) for row in tally.examples],
             shards={"changed": len(changed), "removed": len(plan.removed)},
             changed=changed,
             removed=plan.removed,
-            encoder={
-                "name": job.card.name,
-                "fingerprint": job.card.fingerprint,
-                "dims": store.meta.dims,
-            },
-            outputs={"store": job.uri, "version": store.version},
         )
-        if not tally.read:
-            return report
-        previews = {each.id: Media(each.jpeg, each.audio, each.mime) for each in tally.previews}
-        return report.save(job.storage, job.uri, inspect_store(store, previews=previews))
 
 
 def _advice(skipped: int, elsewhere: int) -> str:
