@@ -17,28 +17,41 @@ if TYPE_CHECKING:
         SpecError,
         StorageError,
     )
+    from mmray.index import Index
     from mmray.jobs.plan import plan
     from mmray.jobs.replay import replay
     from mmray.report import Report
-    from mmray.specs import EmbedSpec, load_spec
+    from mmray.specs import (
+        DuplicatesSpec,
+        EmbedSpec,
+        IndexSpec,
+        JobSpec,
+        SearchSpec,
+        load_spec,
+    )
     from mmray.storage import Storage
     from mmray.store import Store
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DuplicatesSpec",
     "EmbedSpec",
+    "Index",
+    "IndexSpec",
     "Interrupted",
     "JobFailed",
     "MmrayError",
     "RefusedError",
     "Report",
+    "SearchSpec",
     "SpecError",
     "Storage",
     "StorageError",
     "Store",
     "__version__",
     "load_spec",
+    "open_index",
     "open_store",
     "plan",
     "replay",
@@ -46,12 +59,16 @@ __all__ = [
 ]
 
 _MODULES = {
+    "DuplicatesSpec": "mmray.specs",
     "EmbedSpec": "mmray.specs",
+    "Index": "mmray.index",
+    "IndexSpec": "mmray.specs",
     "Interrupted": "mmray.errors",
     "JobFailed": "mmray.errors",
     "MmrayError": "mmray.errors",
     "RefusedError": "mmray.errors",
     "Report": "mmray.report",
+    "SearchSpec": "mmray.specs",
     "SpecError": "mmray.errors",
     "Storage": "mmray.storage",
     "StorageError": "mmray.errors",
@@ -64,7 +81,7 @@ _MODULES = {
 
 
 def run(
-    spec: "str | Path | Mapping[str, Any] | EmbedSpec",
+    spec: "str | Path | Mapping[str, Any] | JobSpec",
     *,
     limit: int | None = None,
     quiet: bool = False,
@@ -112,6 +129,31 @@ def open_store(uri: str, storage: "Storage | None" = None, version: int | None =
     from mmray.store import Store
 
     return Store.open(uri, storage or Storage(), version)
+
+
+def open_index(
+    uri: str,
+    storage: "Storage | None" = None,
+    version: int | None = None,
+    *,
+    threads: int | None = None,
+) -> "Index":
+    """Open the index at `uri`: its files are checked, and its vectors brought to memory.
+
+    Args:
+        uri: folder or `s3://` prefix.
+        storage: endpoint, profile, role and region; left out, the environment's.
+        version: an older version; left out, the latest.
+        threads: of a search, for the whole process; left out, one for each core.
+
+    Raises:
+        RefusedError: no index is there, or a file of it is missing, torn or was changed.
+        StorageError: object storage stayed broken after back-off.
+    """
+    from mmray.index import Index
+    from mmray.storage import Storage
+
+    return Index.open(uri, storage or Storage(), version, threads=threads)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mmray import __version__
-from mmray.cli import compare, doctor, plan, quarantine, run, store
+from mmray.cli import compare, doctor, index, plan, quarantine, run, search, store
 from mmray.cli.told import told
 
 app = typer.Typer(
@@ -48,12 +48,14 @@ app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("validate")(run.validate)
 app.command("schema")(run.schema)
+app.command("search")(search.search)
 app.command("doctor")(doctor.doctor)
 store.app.command("diff")(compare.diff)
 store.app.command("import")(compare.import_)
 store.app.command("quarantine")(quarantine.quarantine)
 store.app.command("replay")(quarantine.replay)
 app.add_typer(store.app, name="store")
+app.add_typer(index.app, name="index")
 
 
 @app.command()

@@ -46,23 +46,46 @@ def run(
 def facts_of(report: "Report") -> dict[str, str]:
     """What a person wants to know of a run."""
     from mmray.report.progress import clock_time
+    from mmray.report.wording import fills_store, places
 
-    facts = {
-        "status": report.status + (f": {report.message}" if report.message else ""),
-        "rows": f"{report.rows_read:,} read, {report.rows_written:,} written",
-        "skipped": f"{report.rows_skipped:,} finished before",
-        **({"left out": _counts(report.filtered)} if report.filtered else {}),
-        "quarantined": _counts(report.errors),
-        "time": f"{clock_time(report.seconds)}, {report.rows_per_second:,.1f} rows/s",
-        "bottleneck": report.bottleneck or "none: there was nothing to do",
-    }
-    outputs = report.outputs
-    if "store" in outputs:
-        version = f" (version {outputs['version']})" if "version" in outputs else ""
-        facts["store"] = f"{outputs['store']}{version}"
-    if "page" in outputs:
-        facts["report"] = str(outputs["page"])
+    facts = {"status": report.status + (f": {report.message}" if report.message else "")}
+    seconds = f"{clock_time(report.seconds)}, {report.rows_per_second:,.1f}"
+    if fills_store(report):
+        facts |= {
+            "rows": f"{report.rows_read:,} read, {report.rows_written:,} written",
+            "skipped": f"{report.rows_skipped:,} finished before",
+            **({"left out": _counts(report.filtered)} if report.filtered else {}),
+            "quarantined": _counts(report.errors),
+            "time": f"{seconds} rows/s",
+            "bottleneck": report.bottleneck or "none: there was nothing to do",
+        }
+    else:
+        facts |= _measured(report, seconds)
+    facts |= places(report)
+    if "page" in report.outputs:
+        facts["report"] = str(report.outputs["page"])
     return facts
+
+
+def _measured(report: "Report", seconds: str) -> dict[str, str]:
+    """Counts and metrics of a job that fills no store."""
+    from mmray.report.wording import metrics, wording
+
+    words = wording(report.job)
+    facts = {
+        words.many: f"{report.rows_read:,} {words.read}, {report.rows_written:,} {words.written}"
+    }
+    if report.rows_skipped:
+        facts["skipped"] = f"{report.rows_skipped:,} finished before"
+    if report.filtered:
+        facts[words.filtered] = _counts(report.filtered)
+    if report.errors:
+        facts["quarantined"] = _counts(report.errors)
+    for _, name, value in metrics(report):
+        # A metric by the name of a count, such as the rows of an index that some were added to.
+        said = name.lower()
+        facts[f"{said} in all" if said in facts else said] = value
+    return facts | {"time": f"{seconds} {words.many}/s"}
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -92,7 +115,7 @@ def validate(
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Job kind: embed.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Job kind, such as embed.")],
 ) -> None:
     """Print the JSON schema of a job kind's spec."""
     from mmray.specs import spec_schema

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmray.cli.told import FAILED, AsJson, emit, show, told, with_storage
+from mmray.cli.told import FAILED, AsJson, emit, show, size, told, with_storage
 from mmray.errors import SpecError
 from mmray.storage import Storage
 
@@ -59,7 +59,7 @@ def info(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJson 
             "store": about.uri,
             "version": str(about.version),
             "rows": f"{about.rows:,} of {about.shards:,} shards",
-            "parts": f"{about.parts:,}, {_size(about.bytes)}",
+            "parts": f"{about.parts:,}, {size(about.bytes)}",
             "quarantined": f"{sum(about.quarantined.values()):,}" + (f" ({bad})" if bad else ""),
             "vectors": f"{dims}, {'normalised' if meta.normalised else 'as the model gives them'}",
             "encoder": meta.encoder,
@@ -163,7 +163,7 @@ def gc(
         for path in result.removed:
             typer.echo(path)
     word = "would be removed" if dry_run else "removed"
-    typer.echo(f"{len(result.removed):,} files ({_size(result.bytes)}) {word}")
+    typer.echo(f"{len(result.removed):,} files ({size(result.bytes)}) {word}")
 
 
 @app.command()
@@ -190,12 +190,3 @@ def parse_age(text: str) -> timedelta:
     if match is None:
         raise SpecError("--older-than", f"{text!r} is no age such as 30m, 24h or 7d")
     return timedelta(**{_UNITS[match[2]]: float(match[1])})
-
-
-def _size(size: int) -> str:
-    number, unit = float(size), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if number < 1024:
-            break
-        number, unit = number / 1024, larger
-    return f"{number:,.1f} {unit}" if unit != "B" else f"{size} B"

@@ -107,6 +107,13 @@ def show(facts: Mapping[str, str]) -> None:
         console.print(Text.assemble((f"{name:<{width}}  ", "dim"), value))
 
 
+def size(count: float) -> str:
+    """Bytes for people: `1.5 MiB`."""
+    from mmray.report.words import size as words
+
+    return words(count)
+
+
 def _failure(error: BaseException, job: Job, code: int) -> Mapping[str, Any] | str:
     report = error.report if isinstance(error, JobFailed | Interrupted) else None
     if report is not None:

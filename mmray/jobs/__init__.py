@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmray.report import Report
-    from mmray.specs import EmbedSpec
+    from mmray.specs import JobSpec
 
-JOBS = {"embed": "mmray.jobs.embed"}
+JOBS = {
+    "embed": "mmray.jobs.embed",
+    "index": "mmray.jobs.index",
+    "search": "mmray.jobs.search",
+    "duplicates": "mmray.jobs.duplicates",
+}
 """Job kind to the module that runs it."""
 
 
-def run(spec: "EmbedSpec", *, limit: int | None = None, quiet: bool = False) -> "Report":
+def run(spec: "JobSpec", *, limit: int | None = None, quiet: bool = False) -> "Report":
     """Run a job of any kind; see `mmray.run`."""
     report: Report = import_module(JOBS[spec.job]).run(spec, limit=limit, quiet=quiet)
     return report

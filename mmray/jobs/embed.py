@@ -226,6 +226,7 @@ class EmbedJob:
                 "source": self.spec.source.model_dump(mode="json"),
                 "encoder": self.spec.encoder.model_dump(mode="json"),
                 "dtype": self.spec.dtype,
+                "max_tokens": self.spec.text.max_length,
                 "mmray": mmray.__version__,
                 "created": self.started.isoformat(timespec="seconds"),
             },
@@ -286,7 +287,8 @@ class EmbedJob:
         if not tally.read:
             return report  # nothing new to look at, and nothing to do should take no time
         previews = {each.id: Media(each.jpeg, each.audio, each.mime) for each in tally.previews}
-        return report.save(self.storage, self.uri, inspect_store(store, previews=previews))
+        found = inspect_store(store, previews=previews)
+        return report.save(self.storage, self.uri, vectors=found)
 
     def elapsed(self) -> float:
         """Seconds since the run began."""

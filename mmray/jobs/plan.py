@@ -23,7 +23,7 @@ from mmray.jobs.planned import Number, PlanResult, Probed
 from mmray.jobs.probe import Limits, Seen, Timed, probe
 from mmray.report import Example
 from mmray.report.progress import progress
-from mmray.specs import EmbedSpec, load_spec
+from mmray.specs import EmbedSpec, JobSpec, load_embed_spec
 from mmray.specs.common import Resources
 
 SHARDS = 16
@@ -34,7 +34,7 @@ EXAMPLES = 5
 
 
 def plan(
-    spec: str | Path | Mapping[str, Any] | EmbedSpec,
+    spec: str | Path | Mapping[str, Any] | JobSpec,
     *,
     price: float | None = None,
     nodes: int | None = None,
@@ -57,8 +57,7 @@ def plan(
         raise SpecError("price", f"must be a number of at least 0, not {price}")
     if nodes is not None and nodes < 1:
         raise SpecError("nodes", f"must be a positive number, not {nodes}")
-    if not isinstance(spec, EmbedSpec):
-        spec = load_spec(spec)
+    spec = load_embed_spec(spec, "plan")
     with progress(quiet=True) as show:
         job = EmbedJob(spec, None, show)
         found = job.look()

@@ -16,14 +16,14 @@ from mmray.jobs.embed import EmbedJob
 from mmray.jobs.modalities import modalities
 from mmray.report import Report
 from mmray.report.progress import Progress, progress
-from mmray.specs import EmbedSpec, load_spec, read_fields
+from mmray.specs import EmbedSpec, JobSpec, load_embed_spec, read_fields
 from mmray.store import Committer, Store
 from mmray.store.schema import require_columns
 
 
 def replay(
     uri: str,
-    spec: str | Path | Mapping[str, Any] | EmbedSpec,
+    spec: str | Path | Mapping[str, Any] | JobSpec,
     *,
     reasons: Sequence[str] = (),
     limit: int | None = None,
@@ -55,7 +55,8 @@ def replay(
     if limit is not None and limit < 1:
         raise SpecError("limit", f"must be a positive number, not {limit}")
     if isinstance(spec, str | Path | Mapping):
-        spec = load_spec({"store": {"uri": uri}} | read_fields(spec))
+        spec = {"store": {"uri": uri}} | read_fields(spec)
+    spec = load_embed_spec(spec, "replay")
     target = spec.store.model_copy(update={"uri": uri})
     spec = spec.model_copy(update={"store": target})
     with progress(quiet=quiet) as show:

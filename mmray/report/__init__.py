@@ -1,4 +1,4 @@
-"""What a run did: the `Report` that `mmray.run` returns, and how it is kept beside the store.
+"""What a run did: the `Report` that `mmray.run` returns, and how it is kept beside its output.
 
 Counts are of this run: `rows_skipped` are rows of fragments that an earlier run had finished, and
 every row that was read is written, in quarantine, or left out by a filter or as a duplicate.
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mmray.report.page import render
+from mmray.report.plain import plain_page
 from mmray.report.scrub import printable, scrub
 from mmray.report.vectors import Inspection
+from mmray.report.wording import fills_store
 
 if TYPE_CHECKING:
     from mmray.storage import Storage
@@ -27,6 +29,7 @@ MAX_NAMES = 100
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Metric = int | Annotated[float, Field(allow_inf_nan=False)] | str
 
 HEAD = (
     "job",
@@ -115,8 +118,11 @@ class Report(BaseModel):
     """Shards that are gone, at most 100."""
     encoder: dict[str, Any] = Field(default_factory=dict)
     """`name`, `fingerprint` and `dims`."""
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    """What the job measured, by name: `recall`, `bytes`, `search_seconds`. Names say the unit."""
     outputs: dict[str, str | int] = Field(default_factory=dict)
-    """`store`, `version`, and once saved `report` and `page`: uris."""
+    """Uris of what the job wrote, such as `store` or `index`, and its `version`; once saved,
+    `report` and `page`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,26 +174,31 @@ class Report(BaseModel):
         return json.dumps({name: data[name] for name in (*HEAD, *rest)}, ensure_ascii=False)
 
     def save(
-        self, storage: "Storage", store_uri: str, vectors: Inspection | None = None
+        self,
+        storage: "Storage",
+        root_uri: str,
+        page: str | Inspection | None = None,
+        vectors: Inspection | None = None,
     ) -> "Report":
-        """Keep `report.json` and `report.html` under `<store>/_mmray/runs/<run id>/`.
+        """Keep `report.json` and `report.html` under `<root>/_mmray/runs/<run id>/`.
+
+        Args:
+            storage: where to.
+            root_uri: the store, index or folder that the job wrote.
+            page: the page of a job that has its own, as HTML; left out: made from the report.
+            vectors: what was found in the store, for the page that's made.
 
         Returns the report with their uris in `outputs`. Raises StorageError.
         """
-        folder = f"{store_uri.rstrip('/')}/_mmray/runs/{self.run_id}"
-        saved = self.model_copy(
-            update={
-                "outputs": {
-                    "store": store_uri,
-                    **self.outputs,
-                    "report": f"{folder}/report.json",
-                    "page": f"{folder}/report.html",
-                }
-            }
-        )
-        page = render(saved, vectors)
-        storage.write_bytes(f"{folder}/report.html", page.encode())
-        storage.write_bytes(f"{folder}/report.json", saved.model_dump_json(indent=2).encode())
+        if isinstance(page, Inspection):
+            page, vectors = None, page
+        folder = f"{root_uri.rstrip('/')}/_mmray/runs/{self.run_id}"
+        kept = {"report": f"{folder}/report.json", "page": f"{folder}/report.html"}
+        saved = self.model_copy(update={"outputs": {**self.outputs, **kept}})
+        if page is None:
+            page = render(saved, vectors) if fills_store(self) else plain_page(saved)
+        storage.write_bytes(kept["page"], page.encode())
+        storage.write_bytes(kept["report"], saved.model_dump_json(indent=2).encode())
         return saved
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmray.report.charts import bar, bars
+from mmray.report.wording import fills_store, wording
 from mmray.report.words import escape, percent, plural, section
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ def bad_samples(report: "Report") -> str:
     if rest:
         more = plural(len(rows) - OPEN, "more reason")
         body += f'<details class="more"><summary>{more}</summary>{rest}</details>'
-    share = report.rows_quarantined / report.rows_read
-    words = f"{plural(report.rows_quarantined, 'sample')}, {percent(share)} of those read"
+    words = _share(report, report.rows_quarantined)
     return section(title, words, f'<div class="reasons">{body}</div>{_again(report)}')
 
 
@@ -40,9 +40,17 @@ def left_out(report: "Report") -> str:
         name: f"{count:,} · {percent(count / report.rows_filtered)}"
         for name, count in counts.items()
     }
-    share = percent(report.rows_filtered / report.rows_read)
-    aside = f"{plural(report.rows_filtered, 'sample')}, {share} of those read, not in the store"
-    return section("Left out", aside, f'<div class="wide">{bars(counts, None, words)}</div>')
+    aside = _share(report, report.rows_filtered)
+    aside += ", not in the store" if fills_store(report) else ""
+    title = wording(report.job).filtered.capitalize()
+    return section(title, aside, f'<div class="wide">{bars(counts, None, words)}</div>')
+
+
+def _share(report: "Report", count: int) -> str:
+    """`13 samples, 1.3% of those read`."""
+    words = wording(report.job)
+    share = percent(count / report.rows_read)
+    return f"{plural(count, words.one, words.many)}, {share} of those {words.read}"
 
 
 def _by_count(counts: dict[str, int]) -> dict[str, int]:
@@ -88,8 +96,9 @@ def _gerund(stage: str) -> str:
 
 
 def _again(report: "Report") -> str:
-    store = report.outputs.get("store")
-    uri = escape(shlex.quote(str(store))) if store else "URI"
+    if not fills_store(report):
+        return ""
+    uri = escape(shlex.quote(str(report.outputs["store"])))
     return (
         f'<p class="note under"><code>mmray store quarantine {uri}</code> lists all of them. Once '
         f"the cause is mended, <code>mmray store replay {uri} SPEC</code> tries them again.</p>"

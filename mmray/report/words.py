@@ -47,6 +47,18 @@ def moment(iso: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
+def size(count: float) -> str:
+    """`512 bytes`, `1.5 MiB`, `12 GiB`."""
+    if count < 1024:
+        return f"{count:,.0f} bytes"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        count /= 1024
+        if count < 1000 or unit == units[-1]:
+            break
+    return f"{number(round(count, 1))} {unit}"
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 row`, `2 rows`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

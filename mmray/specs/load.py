@@ -9,13 +9,22 @@ from pydantic import ValidationError
 
 from mmray.errors import SpecError
 from mmray.specs.embed import EmbedSpec
+from mmray.specs.index import DuplicatesSpec, IndexSpec, SearchSpec
 from mmray.specs.problems import hint, spec_error
 
-KINDS: dict[str, type[EmbedSpec]] = {"embed": EmbedSpec}
+JobSpec = EmbedSpec | IndexSpec | SearchSpec | DuplicatesSpec
+"""Any of them."""
+
+KINDS: dict[str, type[JobSpec]] = {
+    "embed": EmbedSpec,
+    "index": IndexSpec,
+    "search": SearchSpec,
+    "duplicates": DuplicatesSpec,
+}
 """Job kinds by the `job:` field."""
 
 
-def load_spec(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> EmbedSpec:
+def load_spec(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> JobSpec:
     """Read a spec from a YAML file or a mapping and apply `a.b=c` overrides.
 
     Raises:
@@ -31,6 +40,17 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Iterable[str] =
         return model.model_validate(data)
     except ValidationError as error:
         raise spec_error(error, model) from None
+
+
+def load_embed_spec(source: str | Path | Mapping[str, Any] | JobSpec, what: str) -> EmbedSpec:
+    """`load_spec` for what only embed jobs have. Raises SpecError, also for another job kind.
+
+    `what` needs it, such as `plan`.
+    """
+    spec = load_spec(source) if isinstance(source, str | Path | Mapping) else source
+    if not isinstance(spec, EmbedSpec):
+        raise SpecError("job", f"{what} is for embed jobs; this is a job of the kind {spec.job!r}")
+    return spec
 
 
 def read_fields(
@@ -52,7 +72,7 @@ def spec_schema(kind: str) -> dict[str, Any]:
     return _model("kind", kind).model_json_schema()
 
 
-def _model(field: str, kind: Any) -> type[EmbedSpec]:
+def _model(field: str, kind: Any) -> type[JobSpec]:
     if not isinstance(kind, str) or kind not in KINDS:
         choices = ", ".join(KINDS)
         raise SpecError(field, f"must be one of {choices}, not {kind!r:.60}{hint(kind, KINDS)}")

@@ -72,8 +72,8 @@ def records_of(store: Store, parts: Sequence[PartInfo]) -> Iterator[np.ndarray]:
         first = 0
         for table in batches_of(store, part, ["id", "content_hash"]):
             records = np.empty(table.num_rows, RECORD)
-            records["id"] = _fixed(table["id"])
-            records["hash"] = _fixed(table["content_hash"])
+            records["id"] = fixed(table["id"])
+            records["hash"] = fixed(table["content_hash"])
             records["part"] = number
             records["row"] = np.arange(first, first + table.num_rows)
             first += table.num_rows
@@ -97,8 +97,9 @@ def batches_of(store: Store, part: PartInfo, columns: list[str]) -> Iterator[pa.
         raise StorageError(store.uri, f"{part.path} can't be read: {words}") from error
 
 
-def _fixed(column: pa.ChunkedArray) -> np.ndarray:
-    """32 hex digits of each value: the value itself, or a digest of one of another length."""
+def fixed(column: pa.ChunkedArray) -> np.ndarray:
+    """Ids or hashes as a `RECORD` holds them: 32 hex digits, the value itself or, of a value of
+    another length, its digest."""
     values = column.combine_chunks()
     if len(values) and pc.all(pc.equal(pc.binary_length(values), _WIDTH)).as_py():
         _, offsets, data = values.buffers()

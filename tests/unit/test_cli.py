@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tomllib
@@ -36,8 +37,9 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
-    "": ["run", "validate", "schema", "doctor", "store", "demo"],
+    "": ["run", "validate", "schema", "doctor", "search", "store", "index", "demo"],
     "store": ["info", "history", "verify", "rollback", "gc", "compact"],
+    "index": ["info", "history", "verify", "gc"],
 }
 
 
@@ -202,6 +204,40 @@ def test_a_run_that_is_done(spec: Path, job: FakeJob) -> None:
         assert words in result.stdout
 
 
+def test_what_other_jobs_measured_is_told(spec: Path, job: FakeJob) -> None:
+    job.report = report(
+        "done",
+        job="index",
+        rows_skipped=0,
+        rows_quarantined=0,
+        rows_filtered=4,
+        filtered={"no vector": 4},
+        errors={},
+        metrics={"recall": 0.9531, "rows": 5000, "bytes": 3 * 2**20, "train_seconds": 61.0},
+        outputs={
+            "index": "/i",
+            "version": 2,
+            "store": "/s",
+            "page": "/i/_mmray/runs/r/report.html",
+        },
+    )
+    lines = call("run", spec).stdout.splitlines()[1:]
+    told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines)
+    assert told == {
+        "status": "done",
+        "rows": "1,234 read, 1,230 added",
+        "left out": "4 (4 no vector)",
+        "recall": "0.953",
+        "rows in all": "5,000",
+        "size": "3 MiB",
+        "train time": "1 min 1 s",
+        "time": "2s, 617.0 rows/s",
+        "index": "/i (version 2)",
+        "store": "/s",
+        "report": "/i/_mmray/runs/r/report.html",
+    }
+
+
 def test_json_is_the_last_line_and_alone_on_standard_output(spec: Path, job: FakeJob) -> None:
     result = call("run", spec, "--json")
     assert result.exit_code == 0
@@ -346,7 +382,7 @@ def test_every_example_validates_without_its_inputs(monkeypatch: pytest.MonkeyPa
 def test_schema(kind: str) -> None:
     result = call("schema", kind)
     assert result.exit_code == 0
-    assert "source" in json.loads(result.stdout)["properties"]
+    assert json.loads(result.stdout)["properties"]["job"]["const"] == kind
 
 
 def test_schema_of_no_kind() -> None:

@@ -12,8 +12,14 @@ import pytest
 
 from mmray.encoders import KINDS, EncodeOptions, Encoder, EncoderSpec, describe, load_encoder
 from mmray.encoders.families import FAMILIES
-from mmray.specs.common import CombinedEncoder, HfEncoder, ImportEncoder, PackagedEncoder
-from tests import tinymodels
+from mmray.specs.common import (
+    CombinedEncoder,
+    HfEncoder,
+    ImportEncoder,
+    JointEncoder,
+    PackagedEncoder,
+)
+from tests import tinyjoint, tinymodels
 
 PACKAGED = ("minilm", "efficientnet-lite0", "zeroshot", "speech")
 ENTRIES = [
@@ -21,6 +27,8 @@ ENTRIES = [
     *(f"packaged {name}" for name in PACKAGED),
     "import Toy",
     "import Listener",
+    "joint conv+recurrent",
+    "joint vit+bert+whisper",
     "combined clip+wav2vec2",
 ]
 OPTIONS = EncodeOptions(dtype="float32")
@@ -128,6 +136,13 @@ def check_fingerprint(entry: str, spec: EncoderSpec, tmp_path: Path) -> None:
     differs(spec, replace(OPTIONS, dtype="auto"))
     if "text" in card.dims:
         differs(spec, replace(OPTIONS, max_tokens=5))
+    if isinstance(spec, JointEncoder):
+        checkpoint = spec.model_copy(update={"model": str(tmp_path / "copy")})
+        shutil.copytree(spec.model, checkpoint.model)
+        assert describe(checkpoint, OPTIONS).fingerprint == base
+        change_one_weight(Path(checkpoint.model))
+        differs(checkpoint)
+        return
     if not isinstance(spec, HfEncoder):
         return
     copy = HfEncoder(kind="hf", model=str(tmp_path / "copy"))
@@ -196,4 +211,17 @@ def spec_of(entry: str, tmp_path: Path) -> EncoderSpec:
         folders = [tinymodels.build(part, tmp_path / part) for part in name.split("+")]
         parts = tuple(HfEncoder(kind="hf", model=str(folder)) for folder in folders)
         return CombinedEncoder(kind="combined", of=parts)
+    if kind == "joint":
+        return JointEncoder(kind="joint", model=str(joint_folder(name, tmp_path)))
     return ImportEncoder(kind="import", model=f"tests.toys:{name}")
+
+
+def joint_folder(name: str, tmp_path: Path) -> Path:
+    """A checkpoint: small networks alone, or a pretrained one for each modality."""
+    if name == "conv+recurrent":
+        towers = {"image": tinyjoint.CONV, "text": tinyjoint.RECURRENT, "audio": tinyjoint.CONV}
+    else:
+        places = zip(("image", "text", "audio"), name.split("+"), strict=True)
+        folders = {each: tinymodels.build(part, tmp_path / part) for each, part in places}
+        towers = {each: {"kind": "hf", "model": str(at)} for each, at in folders.items()}
+    return tinyjoint.save(tmp_path / "joint", towers)

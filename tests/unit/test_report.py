@@ -9,9 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from mmray.report import Example, Report
+from mmray.report.plain import plain_page
 from mmray.report.progress import progress
 from mmray.report.scrub import scrub
+from mmray.report.vectors import Inspection, VectorCheck
+from mmray.report.wording import name_of, places
 from mmray.storage import Storage
+from tests.unit.page import Page
 
 
 def report(**changes: Any) -> Report:
@@ -132,6 +136,87 @@ def test_saving_keeps_json_and_page_beside_the_store(tmp_path: Path) -> None:
     }
     assert Report.model_validate_json((folder / "report.json").read_bytes()) == saved
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_job_may_bring_its_own_page(tmp_path: Path) -> None:
+    mine = report(job="index", outputs={"index": "/data/i"})
+    saved = mine.save(Storage(), str(tmp_path), "<!doctype html><p>mine")
+    assert Path(str(saved.outputs["page"])).read_text() == "<!doctype html><p>mine"
+    assert list(saved.outputs) == ["index", "report", "page"], "a store only where there is one"
+
+
+def test_a_job_without_a_page_gets_one_of_what_it_measured(tmp_path: Path) -> None:
+    mine = report(
+        job="search",
+        rows_written=6,
+        rows_filtered=3,
+        filtered={"no vector": 3},
+        timeline=[],
+        metrics={"k": 10, "search_seconds": 4.2, "bytes": 2**21, "kind": "<hnsw>"},
+        outputs={"hits": "s3://b/answers/hits.json"},
+    )
+    text = Path(str(mine.save(Storage(), str(tmp_path)).outputs["page"])).read_text()
+    page = Page(text)
+    assert page.words["h1"] == ["answers"]
+    assert page.words["h2"] == [
+        "Stage seconds",
+        "Measured",
+        "Bad samples by reason",
+        "Left out",
+        "Run",
+    ]
+    told = dict(zip(page.words["dt"][5:9], page.words["dd"][5:9], strict=True))
+    assert told == {"k": "10", "Search time": "4.2 s", "Size": "2 MiB", "Kind": "<hnsw>"}
+    for words in (
+        "10 queries asked in 4 s, 6 answered, 3 left out and 1 in quarantine.",
+        "1 query, 10% of those asked",
+        "3 queries, 30% of those asked<",
+    ):
+        assert words in text
+    assert "mmray store" not in text
+    idle = {"rows_read": 0, "rows_written": 0, "rows_quarantined": 0, "rows_skipped": 5}
+    bare: dict[str, Any] = {"errors": {}, "stages": {}, "timeline": [], "outputs": {}}
+    nothing = plain_page(report(job="index", **idle, **bare))
+    assert Page(nothing).words["h2"] == ["Run"]
+    assert "Nothing to do: every row was finished by an earlier run" in nothing
+
+
+def test_the_vectors_of_a_store_are_on_its_page(tmp_path: Path) -> None:
+    seen = Inspection(rows=7, of=9, checks=(VectorCheck("image", 7, 0, 8),))
+    saved = report().save(Storage(), str(tmp_path), vectors=seen)
+    assert "7 of 9 rows" in Path(str(saved.outputs["page"])).read_text()
+
+
+def test_metrics_are_numbers_or_words() -> None:
+    given = {"recall": 0.9531, "rows": 3, "kind": "12"}
+    mine = report(metrics=given)
+    again = Report.model_validate_json(mine.model_dump_json())
+    assert again.metrics == given
+    assert [type(each) for each in again.metrics.values()] == [float, int, str]
+    assert json.loads(mine.line())["metrics"]["recall"] == 0.953
+    with pytest.raises(ValidationError, match="finite"):
+        report(metrics={"recall": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("outputs", "name", "told"),
+    [
+        ({"store": "/a/b/", "version": 2}, "b", {"store": "/a/b/ (version 2)"}),
+        ({"index": "s3://x/i", "report": "/r", "page": "/p"}, "i", {"index": "s3://x/i"}),
+        ({"keep": "/d/keep.parquet", "drop": "/d/drop.parquet"}, "d", None),
+        ({"output": "/out.v2", "index": "/i", "version": 4}, "out.v2",
+         {"output": "/out.v2", "index": "/i (version 4)"}),
+        ({"store": "/s", "store_version": 7, "index": "/i", "version": 2}, "i",
+         {"store": "/s (version 7)", "index": "/i (version 2)"}),
+        ({"version": 3}, "r1", {}),
+    ],
+)  # fmt: skip
+def test_what_a_run_is_called_by(
+    outputs: dict[str, str | int], name: str, told: dict[str, str] | None
+) -> None:
+    mine = report(job="embed" if len(outputs) == 2 else "index", outputs=outputs)
+    assert name_of(mine) == name
+    assert told is None or places(mine) == told
 
 
 def test_text_that_is_no_utf8_can_be_saved(tmp_path: Path) -> None:
