@@ -20,6 +20,7 @@ NAMES = (
     "memory",
     "rerun",
     "resume",
+    "index",
 )
 
 

@@ -3,7 +3,7 @@ checked.
 
 From object storage they come as copies in a cache that processes share: a copy is named after its
 content, written beside its place and renamed, so that no one sees half of one. The copies unused
-for longest go when all take more than `MMRAY_CACHE` (`50GiB`).
+for longest go when all take more than `MMRAY_INDEX_CACHE` (`50GiB`).
 """
 
 import hashlib
@@ -96,20 +96,20 @@ def safe(root: str, path: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where copies are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "mmray" / "indexes"
+    """Where copies are kept: `indexes` in `$MMRAY_CACHE`, else in `~/.cache/mmray`."""
+    base = os.environ.get("MMRAY_CACHE") or Path.home() / ".cache" / "mmray"
+    return Path(base) / "indexes"
 
 
 def cache_limit() -> int:
-    """Bytes that copies may take. Raises SpecError where `MMRAY_CACHE` is no size."""
+    """Bytes that copies may take. Raises SpecError where `MMRAY_INDEX_CACHE` is no size."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
-    text = os.environ.get("MMRAY_CACHE") or CACHE_BYTES
+    text = os.environ.get("MMRAY_INDEX_CACHE") or CACHE_BYTES
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise SpecError("MMRAY_CACHE", f"{text!r:.60} is no size such as 50GiB") from None
+        raise SpecError("MMRAY_INDEX_CACHE", f"{text!r:.60} is no size such as 50GiB") from None
 
 
 def trim(folder: Path, limit: int) -> None:

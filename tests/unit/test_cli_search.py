@@ -169,7 +169,7 @@ def test_the_version_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_on_s3(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
     indexes.index(s3_uri)
     indexes.index(str(tmp_path / "i"))
     words = ("--like", indexes.name(5), "--where", "number > 3")

@@ -23,8 +23,8 @@ STORAGE = Storage()
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mmray" / "indexes"
+    monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "indexes"
 
 
 def written(folder: Path, size: int = 1000, seed: int = 0) -> Path:
@@ -145,7 +145,7 @@ def test_copies_unused_for_longest_go(
 ) -> None:
     made = [files.put(STORAGE, written(tmp_path, seed=n), s3_uri, f"f{n}") for n in range(4)]
     paths = [files.get(STORAGE, s3_uri, file) for file in made[:3]]
-    monkeypatch.setenv("MMRAY_CACHE", "2500B")
+    monkeypatch.setenv("MMRAY_INDEX_CACHE", "2500B")
     now = time.time()
     for path, hours in zip(paths, (0.5, 3, 2), strict=True):  # the first is in use
         os.utime(path, (now - hours * 3600,) * 2)
@@ -157,10 +157,10 @@ def test_copies_unused_for_longest_go(
 
 def test_no_cache_limit_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.cache_limit() == 50 * 1024**3
-    monkeypatch.setenv("MMRAY_CACHE", "1.5GiB")
+    monkeypatch.setenv("MMRAY_INDEX_CACHE", "1.5GiB")
     assert files.cache_limit() == 3 * 1024**3 // 2
-    monkeypatch.setenv("MMRAY_CACHE", "much")
-    with pytest.raises(SpecError, match="MMRAY_CACHE: 'much' is no size"):
+    monkeypatch.setenv("MMRAY_INDEX_CACHE", "much")
+    with pytest.raises(SpecError, match="MMRAY_INDEX_CACHE: 'much' is no size"):
         files.cache_limit()
 
 

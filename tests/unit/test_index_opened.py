@@ -25,7 +25,7 @@ LIVE = [row for row in range(ROWS) if row not in DEAD]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
