@@ -9,14 +9,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmray.encoders import combined, hf, imported, packaged
+from mmray.encoders import combined, hf, imported, joint, packaged
 from mmray.encoders.card import EncodeOptions, EncoderCard
 from mmray.errors import RefusedError
-from mmray.specs.common import CombinedEncoder, HfEncoder, ImportEncoder, PackagedEncoder
+from mmray.specs.common import (
+    CombinedEncoder,
+    HfEncoder,
+    ImportEncoder,
+    JointEncoder,
+    PackagedEncoder,
+)
 
 __all__ = ["KINDS", "EncodeOptions", "Encoder", "EncoderCard", "describe", "load_encoder"]
 
-EncoderSpec = HfEncoder | PackagedEncoder | ImportEncoder | CombinedEncoder
+EncoderSpec = HfEncoder | PackagedEncoder | ImportEncoder | JointEncoder | CombinedEncoder
 
 
 class Encoder(Protocol):
@@ -43,6 +49,7 @@ KINDS: dict[str, tuple[Describe, Load]] = {
     "hf": (hf.describe, hf.load),
     "packaged": (packaged.describe, packaged.load),
     "import": (imported.describe, imported.load),
+    "joint": (joint.describe, joint.load),
     "combined": (combined.describe, combined.load),
 }
 
@@ -67,7 +74,7 @@ def load_encoder(
     if found.fingerprint != card.fingerprint:
         parts = ", ".join(differing(card, found))
         raise RefusedError(f"this worker's {found.name} isn't the driver's: {parts} differ")
-    if options.threads is not None and spec.kind in ("hf", "packaged"):
+    if options.threads is not None and spec.kind in ("hf", "packaged", "joint"):
         import torch
 
         torch.set_num_threads(options.threads)

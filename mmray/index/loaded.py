@@ -173,10 +173,16 @@ class Loaded:
             with _parameters(self.kind, part, wanted, parameters, mask) as (index, options):
                 count = min(wanted, part.rows)
                 scores, places = index.search(queries, count, params=options)
-            scores[places < 0] = -np.inf
-            found.append((scores, np.where(places >= 0, places + self._shift(part), -1)))
-        best = top(found, wanted)
-        return top([self._ranked(queries, best)], k) if self._whole else top([best], k)
+            if count and places[:, -1].min() < 0:
+                scores[places < 0] = -np.inf
+            if shift := self._shift(part):
+                places = np.where(places >= 0, places + shift, -1)
+            found.append((scores, places))
+        # One part's answer is in order as it comes, and most indexes are one part.
+        best = found[0] if len(found) == 1 else top(found, wanted)
+        if self._whole:
+            return top([self._ranked(queries, best)], k)
+        return best if best[0].shape[1] == k else top([best], k)
 
     def _shift(self, part: Part) -> int:
         """What faiss's ids lack to row numbers: in clusters they are row numbers already."""

@@ -108,7 +108,7 @@ class Index:
             raise RefusedError(f"k is {k}: ask for one hit at least")
         queries = self._queries(vectors)
         allowed = None if where is None else self.allowed(where)
-        left_out = self._numbers_of(exclude or ())
+        left_out = self._numbers_of(exclude) if exclude else np.empty(0, np.int64)
         if len(left_out) > FEW:
             allowed = np.setdiff1d(self.live() if allowed is None else allowed, left_out)
             left_out = left_out[:0]
@@ -120,6 +120,8 @@ class Index:
             values, found = self._loaded.search(queries, most, merged, allowed)
             if len(left_out):
                 values, found = _without(left_out, values, found)
+            if found.shape[1] == k:
+                return Hits(found, values)
             width = min(k, most)
             numbers[:, :width], scores[:, :width] = found[:, :width], values[:, :width]
         return Hits(numbers, scores)

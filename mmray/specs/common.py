@@ -149,7 +149,18 @@ class ImportEncoder(Spec):
     """Keyword arguments of the class."""
 
 
-OneEncoder = Annotated[HfEncoder | PackagedEncoder | ImportEncoder, Field(discriminator="kind")]
+class JointEncoder(Spec):
+    """A checkpoint of a train job: all its modalities in one space. The frames of a video go
+    through its image tower."""
+
+    kind: Literal["joint"]
+    model: str
+    """Folder of the checkpoint."""
+
+
+OneEncoder = Annotated[
+    HfEncoder | PackagedEncoder | ImportEncoder | JointEncoder, Field(discriminator="kind")
+]
 
 
 class CombinedEncoder(Spec):
@@ -161,7 +172,8 @@ class CombinedEncoder(Spec):
 
 
 EncoderSpec = Annotated[
-    HfEncoder | PackagedEncoder | ImportEncoder | CombinedEncoder, Field(discriminator="kind")
+    HfEncoder | PackagedEncoder | ImportEncoder | JointEncoder | CombinedEncoder,
+    Field(discriminator="kind"),
 ]
 
 

@@ -1,0 +1,5 @@
+"""The joint model: towers, fusion and heads, as one transformers `PreTrainedModel`.
+
+A checkpoint folder is whole: networks are built from its `config.json` and filled from its
+safetensors, so neither the folders that towers came from nor a pickle is ever needed.
+"""

@@ -1,0 +1,90 @@
+"""A joint model in a folder: made from the towers' own models, saved, loaded and refused.
+
+Weights are safetensors only. A folder that lacks a tensor, has one too many, is torn, or holds
+another architecture is refused in words, never half loaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from mmray.errors import RefusedError
+from mmray.models.joint.config import JointConfig
+from mmray.models.joint.decoder import CaptionHead, HfDecoder
+from mmray.models.joint.model import JointModel
+from mmray.models.joint.pretrained import copy_values, fill
+from mmray.models.joint.towers import Tower
+
+
+def create(config: JointConfig, sources: Mapping[str, Path], seed: int) -> JointModel:
+    """A new model: random values from `seed`, then those of the pretrained parts.
+
+    `sources` names a folder (or a packaged file of weights) for each `hf` and `packaged` tower by
+    modality, and for a `caption` decoder. Raises `RefusedError` where one lacks a weight.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JointModel(config)
+    for modality, tower in model.towers.items():
+        assert isinstance(tower, Tower)
+        if not tower.new:
+            fill(tower.network, sources[modality])
+    if "caption" in model.heads:
+        head = model.heads["caption"]
+        assert isinstance(head, CaptionHead)
+        if isinstance(head.decoder, HfDecoder):
+            folder = sources["caption"]
+            copy_values(_language_model(folder), head.decoder.model, str(folder))
+    if model.momentum is not None:
+        model.momentum.restart(model.towers)
+    return model
+
+
+def save(model: JointModel, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    _quiet()
+    model.save_pretrained(folder)
+
+
+def load(folder: Path) -> JointModel:
+    """The model of a checkpoint folder, in eval mode. Raises `RefusedError`."""
+    _quiet()
+    options: Any = {"use_safetensors": True, "local_files_only": True, "dtype": "auto"}
+    try:
+        model, report = JointModel.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise RefusedError(f"no joint model can be loaded from {folder}: {error}") from error
+    for problem, names in (("lacks", "missing_keys"), ("has unknown", "unexpected_keys")):
+        if report[names]:
+            found = sorted(report[names])
+            raise RefusedError(f"{folder} {problem} {len(found)} tensors, such as {found[0]}")
+    assert isinstance(model, JointModel)
+    model.train(False)
+    return model
+
+
+def _language_model(folder: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RefusedError(f"no language model can be loaded from {folder}: {error}") from error
+    return model
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    quiet: Any = logging  # its functions carry no types
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
