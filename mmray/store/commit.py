@@ -61,18 +61,21 @@ class Committer:
         """Remove quarantine rows that don't count; returns how many. Call it when a run ends.
 
         Rows of other runs are left alone until they are older than `grace`: their commit may be
-        under way.
+        under way. But those of a part that was in the store and was replaced are over for good.
         """
         store = self._store
         store.reload()
         groups = store.quarantine.groups()
         standing = standings(groups, store.stored)
         oldest = datetime.now(UTC) - self._grace
-        dead = [
-            group
-            for group in groups
-            if standing[group.key] != "live" and (group.run_id == self._run_id or group.at < oldest)
-        ]
+        dead, young = list[Group](), list[Group]()
+        for group in groups:
+            if standing[group.key] != "live":
+                over = group.run_id == self._run_id or group.at < oldest
+                (dead if over else young).append(group)
+        if young:  # few, and seldom: a run was killed a moment ago, or another one is at work
+            replaced = store.replaced()
+            dead += [group for group in young if group.attempt in replaced]
         store.quarantine.remove(group.key for group in dead)
         outdated = store.quarantine.remove_outdated()
         store.quarantine.tidy()

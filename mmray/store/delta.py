@@ -5,10 +5,12 @@ of a version that nobody checked it against. Old log entries are kept: they are 
 read.
 """
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
@@ -127,3 +129,15 @@ def persist(uri: str, once: Callable[[], bool], patience: float = PATIENCE) -> N
                 raise StorageError(uri, f"{type(error).__name__}: {error}") from error
             failure = error
     raise StorageError(uri, f"no commit went through in {patience:.0f} s: {failure}")
+
+
+def removed(uri: str, storage: Storage) -> set[str]:
+    """Paths of the files that any entry of the log took out of the table."""
+    found: set[str] = set()
+    for item in storage.list(join(uri, "_delta_log"), recursive=False):
+        if item.uri.endswith(".json"):
+            for line in storage.read_bytes(item.uri).splitlines():
+                action = json.loads(line).get("remove") if line.strip() else None
+                if action:
+                    found.add(unquote(action["path"]))
+    return found

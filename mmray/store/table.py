@@ -20,7 +20,7 @@ from mmray.storage import Storage, join
 from mmray.store import delta
 from mmray.store.coverage import Coverage, PartInfo
 from mmray.store.liveness import alone, standings
-from mmray.store.parts import Receipt, read_part
+from mmray.store.parts import Receipt, attempt_of, read_part
 from mmray.store.quarantine import Quarantine
 from mmray.store.schema import BASE, StoreColumns, StoreMeta
 
@@ -210,6 +210,11 @@ class Store:
             )
             for entry in self._table.history(limit)
         ]
+
+    def replaced(self) -> set[str]:
+        """The attempts whose parts were in the store once and are not any more, by its log."""
+        paths = delta.removed(self.uri, self.storage)
+        return {attempt for attempt in map(attempt_of, paths) if attempt} - self.stored.attempts
 
     def landed(self, commit: str, since: int) -> int | None:
         """The version that `apply` made with this commit id after version `since`, if any."""

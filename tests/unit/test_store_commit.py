@@ -336,6 +336,22 @@ def test_rows_that_a_tidy_driver_took_for_dead_come_back(tmp_path: Path) -> None
     assert_exactly_once(store, [a])
 
 
+def test_rows_of_a_replaced_part_leave_with_the_next_run(tmp_path: Path) -> None:
+    store, a = new_store(tmp_path), shard("a")
+    committer(store).commit([Change((part(store, a, [(0, SIZE)], ["k0003", "k0004"]),))])
+    store.reload()
+    [old] = store.stored.parts
+    killed = committer(store, "killed")
+    step(killed._store, "apply", after=kill)  # a replay that made one of the two good
+    change = Change((part(store, a, [(0, SIZE)], ["k0003"]),), remove=(old,))
+    with pytest.raises(Killed):
+        killed.commit([change])
+    assert raw_quarantine(store) != quarantine_ids(store)
+    assert committer(store, "next").reconcile() == 2
+    assert raw_quarantine(store) == quarantine_ids(store)
+    assert_exactly_once(store, [a])
+
+
 def test_dead_rows_leave_after_their_grace(tmp_path: Path) -> None:
     store, a = new_store(tmp_path), shard("a")
     dead = committer(store, "dead")
