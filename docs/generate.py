@@ -10,20 +10,21 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 os.environ |= {"COLUMNS": "96", "TERMINAL_WIDTH": "96", "NO_COLOR": "1", "TERM": "dumb"}
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from mmray.cli import app
+from mmray.report.words import size
 from mmray.specs import KINDS
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -45,7 +46,8 @@ def commands() -> Iterator[str]:
     """Help of each command, as the terminal shows it."""
     yield "## Commands\n"
     yield "| exit code | means |\n|---|---|"
-    yield "| 0 | done |\n| 1 | the job failed, or `store verify` found loss, duplicates or damage |"
+    yield "| 0 | done |"
+    yield "| 1 | the job failed, or `verify` of a store or an index found loss or damage |"
     yield "| 2 | the spec or the arguments are wrong, or the job was refused before work |"
     yield "| 130, 143 | interrupted by Ctrl-C or SIGTERM; what had finished is committed |\n"
     yield "With `--json` the last line of standard output is one JSON object on one line, and"
@@ -110,7 +112,8 @@ def parts(annotation: Any) -> list[type[BaseModel]]:
 def kind_of(model: type[BaseModel]) -> str:
     """The value of its `kind` field, where it is one of several."""
     field = model.model_fields.get("kind")
-    return get_args(field.annotation)[0] if field else ""
+    values = get_args(field.annotation) if field else ()
+    return values[0] if len(values) == 1 else ""
 
 
 def prose(model: type[BaseModel]) -> str:
@@ -120,11 +123,18 @@ def prose(model: type[BaseModel]) -> str:
 
 def bounded(field: FieldInfo) -> str:
     """Type and bounds of a field."""
-    words = [words_of(field.annotation)]
-    for bound in field.metadata:
-        words += [f"{text} {getattr(bound, name)}" for name, text in BOUNDS.items()
-                  if getattr(bound, name, None) is not None]  # fmt: skip
-    return ", ".join(words)
+    return ", ".join([words_of(field.annotation), *bounds(field.annotation, field.metadata)])
+
+
+def bounds(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
+    """The bounds of a type in words."""
+    for bound in metadata:
+        if isinstance(bound, FieldInfo):
+            yield from bounds(annotation, bound.metadata)
+        for name, text in BOUNDS.items():
+            value = getattr(bound, name, None)
+            if value is not None:
+                yield f"{text} {size(value) if annotation is ByteSize else value}"
 
 
 def words_of(annotation: Any) -> str:
@@ -135,7 +145,8 @@ def words_of(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in args)
     if origin in (Union, types.UnionType):
-        return " or ".join(words_of(each) for each in args if each is not type(None))
+        members = [words_of(each) for each in args if each is not type(None)]
+        return (", or " if any(", " in each for each in members) else " or ").join(members)
     if origin is tuple:
         if args[-1] is Ellipsis:
             return f"list of {words_of(args[0])}"
@@ -143,8 +154,8 @@ def words_of(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of {words_of(args[0])} to {words_of(args[1])}"
     if origin is not None:  # Annotated
-        return words_of(args[0])
-    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+        return ", ".join([words_of(args[0]), *bounds(args[0], annotation.__metadata__)])
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", ByteSize: "size"}
     return names.get(annotation) or re.sub(r"^.*\.", "", str(annotation))
 
 

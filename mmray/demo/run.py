@@ -1,4 +1,4 @@
-"""`mmray demo`: the main job on real pictures and speech, on an S3 server of its own, step by step.
+"""`mmray demo`: the main jobs on real pictures and speech, on a local S3 server, step by step.
 
 Everything lands under `out/demo`, which each demo starts anew; downloads are kept in the cache.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mmray
+from mmray.demo.find import HITS, INDEX, INDEX_SPEC, ask, questions
 from mmray.demo.objectstore import LocalS3
 from mmray.demo.pack import pack
 from mmray.demo.stamps import Picture, fetch_stamps, stamps, user_samples
@@ -36,18 +37,20 @@ SPEC: dict[str, Any] = {
     "thumbnails": 96,
     "errors": {"max_fraction": 0.05},
 }
+SAME = 0.999
+"""A picture's cosine with itself, at the least."""
 FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN")
 """What a shell may hold that would lead to another server."""
 
 
 def main(data: Path | None = None, out: Path = OUT) -> Report:
-    """Pack, embed, show, and embed again.
+    """Pack, embed, show, search, and do the same jobs again. The report is of the embed job.
 
     Raises:
         RefusedError: the pictures can't be had, or `data` holds none.
         MmrayError: a step did not do what the demo says it does.
     """
-    say = _Steps(6)
+    say = _Steps(9)
     say("get pictures with captions and speech")
     folder = data or fetch_stamps()
     pictures = list(user_samples(folder)) if data else drawings(folder)
@@ -74,12 +77,27 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         page.write_bytes(Storage().read_bytes(str(report.outputs["page"])))
         print(f"  {page.absolute()}")
 
-        say("run the same job again: nothing is done twice")
-        again = mmray.run(SPEC)
+        say("build an index of the pictures: mmray run jobs/index-demo.yaml")
+        _tell_index(mmray.run(INDEX_SPEC))
+
+        words, picture = questions(pictures, _keys())
+        found = out / "search.html"
+        say(f'find pictures by words: mmray search {INDEX} --text "{words}" -k {HITS}')
+        _search("--text", words, found)
+
+        say(f"find pictures by a picture: mmray search {INDEX} --image {picture.name} -k {HITS}")
+        itself = _search("--image", str(picture), out / "search-picture.html")
+        if itself < SAME:
+            raise MmrayError(f"{picture} is in the index, but did not find itself")
+
+        say("run both jobs again: nothing is done twice")
+        again, indexed = mmray.run(SPEC), mmray.run(INDEX_SPEC)
         _tell(again)
-        if again.rows_read:
-            raise MmrayError(f"the second run read {again.rows_read} rows that were done")
-    print(f"\ndone in {say.seconds:.0f} s. Open {page} in a browser.")
+        print(f"  {indexed.rows_written:,} rows indexed, {indexed.rows_skipped:,} skipped")
+        if again.rows_read or indexed.rows_read:
+            rows = again.rows_read + indexed.rows_read
+            raise MmrayError(f"the second run read {rows} rows that were done")
+    print(f"\ndone in {say.seconds:.0f} s. Open {page} and {found} in a browser.")
     return report
 
 
@@ -136,3 +154,26 @@ def _show_store() -> None:
     print(f"  made by {info.meta.encoder}, fingerprint {info.meta.fingerprint}")
     dims = ", ".join(f"{modality} {dim}" for modality, dim in info.meta.dims.items())
     print(f"  vectors: {dims}")
+
+
+def _keys() -> set[str]:
+    """Of the pictures in the store."""
+    table = mmray.open_store(SPEC["store"]["uri"]).to_arrow(["source_key"])
+    return set(table["source_key"].to_pylist())
+
+
+def _tell_index(report: Report) -> None:
+    facts = report.metrics
+    print(
+        f"  {report.rows_written:,} vectors in a {facts['kind']} index, recall@{facts['k']} "
+        f"{facts['recall']:g}, in {report.seconds:.1f} s"
+    )
+
+
+def _search(option: str, value: str, page: Path) -> float:
+    """Show what is found; the best score."""
+    hits = ask(option, value, page)
+    for hit in hits:
+        print(f"  {hit}")
+    print(f"  {page.absolute()}")
+    return hits[0].score if hits else 0.0

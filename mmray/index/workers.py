@@ -45,7 +45,8 @@ def spread(
 
     Raises:
         MmrayError: what `function` raised.
-        JobFailed: workers died at the same item again and again.
+        JobFailed: workers died at the same item again and again, or `function` raised what is no
+            error of ours.
     """
     if not on_cluster(resources):
         for place, item in enumerate(items):
@@ -105,9 +106,12 @@ def _result(reference: Any) -> Any:
 
     try:
         given = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())[:300]}"
+        raise JobFailed(f"a worker failed: {cause}") from error
     except ray.exceptions.RayError as error:
         words = " ".join(str(error).split())[:300]
-        raise JobFailed(f"a worker ended {ATTEMPTS} times or failed: {words}") from error
+        raise JobFailed(f"a worker ended {ATTEMPTS} times: {words}") from error
     result = pickle.loads(given)  # noqa: S301 (only what this module packed, in our own cluster)
     if isinstance(result, MmrayError):
         raise result

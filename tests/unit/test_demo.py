@@ -1,5 +1,5 @@
 """The demo's parts: pictures and speech found and named, shards packed alike each time, on real S3,
-and the job that the example shows."""
+what is looked for in them, and the jobs that the examples show."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import shutil
 import stat
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from mmray.demo import find
 from mmray.demo import stamps as stamps_module
+from mmray.demo.find import INDEX_SPEC, Hit, ask, questions
 from mmray.demo.pack import pack
 from mmray.demo.run import SPEC
-from mmray.demo.stamps import cache_folder, fetch_stamps, stamps, user_samples
-from mmray.errors import RefusedError
+from mmray.demo.stamps import Picture, cache_folder, fetch_stamps, stamps, user_samples
+from mmray.errors import MmrayError, RefusedError
 from mmray.specs import load_spec
 from mmray.storage import Storage
 from tests import shards
@@ -195,8 +198,41 @@ def test_an_old_package_list_is_renewed_once(
     assert [p.name for p in cache.iterdir()] == ["tuxpaint-stamps-default"], "no scratch is left"
 
 
-def test_the_example_is_the_job_of_the_demo() -> None:
-    assert load_spec(Path(__file__).parents[2] / "jobs/embed-demo.yaml") == load_spec(SPEC)
+@pytest.mark.parametrize(
+    ("example", "spec"), [("embed-demo", SPEC), ("index-demo", INDEX_SPEC)], ids=lambda each: ""
+)
+def test_the_examples_are_the_jobs_of_the_demo(example: str, spec: dict[str, Any]) -> None:
+    assert load_spec(Path(__file__).parents[2] / f"jobs/{example}.yaml") == load_spec(spec)
+
+
+def picture(key: str, caption: str | None = None) -> Picture:
+    return Picture(key, Path(f"/in/{key}.png"), caption, "", b"")
+
+
+def test_stamps_are_asked_with_words_that_suit_them() -> None:
+    mine = [picture("a", "An a."), picture(find.PICTURE, "A penguin.")]
+    words, path = questions(mine, {"a", find.PICTURE})
+    assert words == find.WORDS
+    assert path == mine[1].path
+
+
+def test_other_pictures_are_asked_with_a_caption_of_theirs() -> None:
+    mine = [picture("torn", "A torn one."), picture("a"), picture("b", "A b.")]
+    assert questions(mine, {"a", "b"}) == ("A b.", mine[2].path)
+    assert questions(mine[:2], {"a", "b"}) == ("a", mine[1].path)
+    with pytest.raises(MmrayError, match="none of the pictures"):
+        questions(mine, set())
+
+
+def test_a_search_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "INDEX", str(tmp_path / "nothing"))
+    with pytest.raises(MmrayError, match="exit code 2: .*no index is there"):
+        ask("--text", "-x", tmp_path / "page.html")
+
+
+def test_a_hit_without_a_caption_is_told_by_its_key() -> None:
+    assert str(Hit(0.5, "food/apple", "")) == "0.500  food/apple"
+    assert str(Hit(1.0, "food/apple", "An apple.")) == "1.000  An apple."
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="the stamps are a Debian package")

@@ -42,7 +42,7 @@ def field_paths(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") 
 def test_every_spec_field_is_in_the_reference(kind: str) -> None:
     page = (ROOT / "docs/reference.md").read_text()
     paths = set(field_paths(schema := spec_schema(kind), schema))
-    assert len(paths) > 20
+    assert len(paths) > 10
     assert sorted(path for path in paths if f"`{path}`" not in page) == []
 
 
@@ -60,7 +60,9 @@ def test_the_model_of_ones_own_in_the_docs_works(
     assert model.encode_images(pictures).shape == (3, 12)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/embed.md", "docs/quickstart.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/embed.md", "docs/search.md", "docs/quickstart.md"]
+)
 def test_specs_that_pages_name_exist(page: str) -> None:
     named = set(re.findall(r"\bjobs/[\w-]+\.yaml", (ROOT / page).read_text()))
     assert [name for name in named if not (ROOT / name).exists()] == []
