@@ -23,8 +23,8 @@ from mmray.models.devices import Placement
 # Measured on one CPU core: flat from 16 images up for a ViT-B/32, and a small convolutional
 # network loses a quarter from 8 to 32, when its maps leave the cache.
 _CPU_IMAGES, _GPU_IMAGES = 16, 256
-# Tokens of each thread. A matrix product is at full speed from 128 rows up, and the more texts share
-# a batch, the more of it is padding: 26 % of captions' tokens at 4096, 6 % at 1024.
+# Tokens of each thread. A matrix product is at full speed from 128 rows up, and the more texts
+# share a batch, the more of it is padding: 26 % of captions' tokens at 4096, 6 % at 1024.
 _CPU_TOKENS, _GPU_TOKENS = 1024, 16384
 _CPU_SECONDS, _GPU_SECONDS = 60, 480
 

@@ -142,7 +142,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """What is kept; `digest` is over all the rest."""
-        data = asdict(self)
+        data = {**asdict(self), "size": self.size}
         return json.dumps({**data, "digest": _digest(data)}, indent=1, sort_keys=True).encode()
 
     @classmethod
@@ -164,6 +164,7 @@ class Manifest:
             )
         if digest != _digest(value):
             raise RefusedError(f"{uri} was changed after it was written: its digest is another")
+        value.pop("size", None)  # of the files, for people
         try:
             return cls(
                 **{
