@@ -21,6 +21,7 @@ import numpy as np
 
 from mmray.errors import JobFailed
 from mmray.flow.batch import Batch, Failed, Finished, Work
+from mmray.flow.pool import fitting
 from mmray.flow.retry import Retried, Retry
 from mmray.flow.retrying import retried
 from mmray.flow.stages import Stages
@@ -178,13 +179,8 @@ def _pool(resources: Resources, shards: int) -> Any:
         least = most = 1
     if most is None:
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus = total.get("CPU", 1.0)
-        if resources.gpus:  # a decode task must fit beside the encoders, or they wait for ever
-            cpus -= resources.decode_cpus
-        fits = cpus / resources.cpus
-        if resources.gpus:
-            fits = min(fits, total.get("GPU", 0.0) / resources.gpus)
-        least = most = max(1, min(int(fits), shards))
+        room = fitting(resources, total.get("CPU", 1.0), total.get("GPU", 0.0))
+        least = most = min(room, shards)
     # A worker that has its next shard already loses no time between two: a tenth, with a light
     # encoder. With few shards one would wait behind a busy worker while another has none.
     in_flight = 2 if resources.gpus or shards >= 4 * least else 1

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mmray.flow.pool import fitting
 from mmray.specs.common import Resources
 
 STAGES = ("read", "decode", "encode", "write")
@@ -88,11 +89,7 @@ def layout(resources: Resources, shards: int, machines: Machines) -> Layout:
     """The pool that a run makes for `shards` pieces of work, as `mmray.flow.drive` does."""
     _, most = resources.pool_range
     split = bool(resources.gpus)
-    cpus = machines.cpus - (resources.decode_cpus if split else 0.0)
-    fits = cpus / resources.cpus
-    if split:
-        fits = min(fits, machines.gpus / resources.gpus)
-    room = max(1, int(fits))
+    room = fitting(resources, machines.cpus, machines.gpus)
     # A pool that is asked for by number may not fit: what doesn't waits until the others are done.
     actors = min(room, shards if most is None else most)
     if shards == 1:

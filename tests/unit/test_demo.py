@@ -199,7 +199,7 @@ def test_an_old_package_list_is_renewed_once(
 
 
 @pytest.mark.parametrize(
-    ("example", "spec"), [("embed-demo", SPEC), ("index-demo", INDEX_SPEC)], ids=lambda each: ""
+    ("example", "spec"), [("embed-demo", SPEC), ("index-demo", INDEX_SPEC)], ids=["embed", "index"]
 )
 def test_the_examples_are_the_jobs_of_the_demo(example: str, spec: dict[str, Any]) -> None:
     assert load_spec(Path(__file__).parents[2] / f"jobs/{example}.yaml") == load_spec(spec)
