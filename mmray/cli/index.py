@@ -32,6 +32,7 @@ def info(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJson 
     """Its kind, how good it was measured to be, and what a query has to be made by."""
     with told(as_json):
         from mmray.index import manifest
+        from mmray.report.words import plural
 
         place = storage.normalise(uri)
         found = manifest.read(place, storage, version)
@@ -46,7 +47,7 @@ def info(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJson 
             "index": place,
             "version": f"{found.version}, {found.created}",
             "kind": f"{found.kind} ({found.factory})" + (f", {tuned}" if tuned else ""),
-            "rows": f"{found.rows:,} in {len(found.segments):,} segments{dead}",
+            "rows": f"{found.rows:,} in {plural(len(found.segments), 'segment')}{dead}",
             "vectors": f"{made.column}, {found.dim} numbers, {found.metric.replace('_', ' ')}",
             "size": size(found.size),
             "recall": f"{measured.recall:.4f} at {measured.k} over {measured.queries:,} queries of "

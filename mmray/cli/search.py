@@ -180,7 +180,7 @@ def _show(hits: list[dict[str, Any]]) -> None:
     if not hits:
         console.print("no row answers this query")
         return
-    title = _title(hits[0])
+    title = next(filter(None, map(_title, hits)), "")
     table = Table(box=None)
     for name in ("#", "score", "id", *([title] if title else ()), "source"):
         table.add_column(name, no_wrap=name == "id", overflow="fold")

@@ -81,7 +81,7 @@ class Build:
         self.spec, self.storage, self.root = asked.spec, asked.storage, asked.root
         self.store, self.latest = asked.store, asked.latest
         self.memory = self.spec.index.memory or psutil.virtual_memory().total // 2
-        self.why = asked.unlike()
+        self.why = asked.unlike() or self._damage()
         self._below = ""
 
     def run(self) -> Built:
@@ -96,14 +96,34 @@ class Build:
             return Built(self.latest, self.latest)
         self.storage.require_conditional_put(self.root)
         try:
-            built = self._update(self.latest) if self.latest and not self.why else None
-            return built or self._whole()
+            return (self.latest and self._updated(self.latest)) or self._whole()
         except (RefusedError, FileNotFoundError):
             # Another run that publishes first takes away what this one stands on.
             other = self._overtaken()
             if other is None:
                 raise
             return Built(other, self.latest)
+
+    def _updated(self, latest: Manifest) -> Built | None:
+        """The index brought up to date; None where it has to be built as a whole."""
+        if self.why:
+            return None
+        try:
+            return self._update(latest)
+        except RefusedError as error:
+            if self._overtaken() is not None:
+                raise
+            self.why = f"what is there can't be used: {error}"
+            return None
+
+    def _damage(self) -> str:
+        """What is wrong with the files that are there, as far as their sizes tell."""
+        try:
+            for file in self.latest.files if self.latest else ():
+                files.require(self.storage, self.root, file)
+        except RefusedError as error:
+            return f"what is there can't be used: {error}"
+        return ""
 
     # --- an index as a whole ---------------------------------------------------------------------
 
@@ -308,7 +328,7 @@ class Build:
             "made": [self.asked.made.store, self.asked.made.store_version, self.asked.made.column],
             "fingerprint": self.asked.made.fingerprint,
             "options": self.asked.options,
-            "memory": self.memory,
+            "memory": self.spec.index.memory,
             "columns": self.asked.columns,
             "latest": self.latest.version if self.latest else 0,
         }

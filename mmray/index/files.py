@@ -58,7 +58,7 @@ def get(storage: Storage, root: str, file: File) -> Path:
         RefusedError: the file is missing, of another size, or of other content.
         StorageError: storage stayed broken.
     """
-    found = _require_whole(storage, root, file)
+    found = require(storage, root, file)
     if not is_s3(found.uri):
         _require_content(found.uri, file, _digest(Path(found.uri)))
         return Path(found.uri)
@@ -72,9 +72,23 @@ def get(storage: Storage, root: str, file: File) -> Path:
     return place
 
 
+def require(storage: Storage, root: str, file: File) -> Object:
+    """The file, which is there and whole by its size. Raises RefusedError otherwise."""
+    uri = storage.normalise(join(root, safe(root, file.path)))
+    if not _SHA256.fullmatch(file.sha256):
+        raise RefusedError(f"{root}: its manifest has no SHA-256 of {file.path}")
+    try:
+        found = storage.stat(uri)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise RefusedError(f"{uri} is missing: the index is not whole") from None
+    if found.size != file.bytes:
+        raise RefusedError(f"{uri} is torn: {found.size:,} bytes, not {file.bytes:,}")
+    return found
+
+
 def check(storage: Storage, root: str, file: File) -> None:
     """Read a file where it lies, to the last byte. Raises what `get` raises."""
-    found = _require_whole(storage, root, file)
+    found = require(storage, root, file)
     hashed = hashlib.sha256()
     for piece in _pieces(storage, found):
         hashed.update(piece)
@@ -129,19 +143,6 @@ def trim(folder: Path, limit: int) -> None:
         with suppress(FileNotFoundError):
             os.unlink(path)
         total -= size
-
-
-def _require_whole(storage: Storage, root: str, file: File) -> Object:
-    uri = storage.normalise(join(root, safe(root, file.path)))
-    if not _SHA256.fullmatch(file.sha256):
-        raise RefusedError(f"{root}: its manifest has no SHA-256 of {file.path}")
-    try:
-        found = storage.stat(uri)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise RefusedError(f"{uri} is missing: the index is not whole") from None
-    if found.size != file.bytes:
-        raise RefusedError(f"{uri} is torn: {found.size:,} bytes, not {file.bytes:,}")
-    return found
 
 
 def _require_content(uri: str, file: File, digest: str) -> None:

@@ -34,16 +34,18 @@ class Rows:
         """
         self._dead = dead
         self._segments = manifest.segments
-        self._paths = [paths[segment.table.path] for segment in manifest.segments]
+        paths_in_order = [paths[segment.table.path] for segment in manifest.segments]
         self._groups: list[np.ndarray] = []
         """For each segment, the row number that each of its groups begins with, and the end."""
         self.schema = pa.schema([])
-        for segment, path in zip(self._segments, self._paths, strict=True):
+        for segment, path in zip(self._segments, paths_in_order, strict=True):
             self.schema, starts = _examine(path, segment, (*BASE, *manifest.columns))
             self._groups.append(starts)
         # In the store's order, which a manifest sorts.
         kept = [name for name in self.schema.names if name in manifest.columns]
         self.columns = (*SHOWN, *(kept or manifest.columns))
+        # Mapped, so that the rows stay when `gc` takes the files of a version that is open.
+        self._files = [pa.memory_map(str(path)) for path in paths_in_order]
         self._firsts = np.array([segment.first for segment in self._segments], np.int64)
         self._ids: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
 
@@ -143,7 +145,7 @@ class Rows:
         return kept
 
     def _open(self, segment: int) -> pq.ParquetFile:
-        return pq.ParquetFile(self._paths[segment], page_checksum_verification=True)
+        return pq.ParquetFile(self._files[segment], page_checksum_verification=True)
 
 
 def _examine(path: Path, segment: Segment, columns: Sequence[str]) -> tuple[pa.Schema, np.ndarray]:

@@ -42,6 +42,7 @@ class IndexOptions(Spec):
     k: Annotated[int, Field(gt=0, le=1000)] = 10
     """Neighbours that recall is measured over."""
     metric: Metric = "cosine"
+    """`cosine`, or `inner_product` where the lengths of vectors matter."""
     memory: Annotated[ByteSize, Field(ge=64 * 1024 * 1024)] | None = None
     """What the index may take in memory, while it is built and when it is searched, such as `8GiB`;
     left out: half of what the machine has."""
@@ -51,7 +52,7 @@ class IndexOptions(Spec):
 
 
 class IndexResources(Spec):
-    """What the build may use."""
+    """What the job may use."""
 
     address: str | None = None
     """Ray address; left out: `RAY_ADDRESS`, else this process does it with all cores."""
@@ -83,6 +84,7 @@ class StoreQueries(Spec):
 
     kind: Literal["store"]
     uri: str
+    """Folder or `s3://` prefix of the store."""
     version: Annotated[int, Field(ge=0)] | None = None
     """Left out: the latest."""
     column: str

@@ -247,7 +247,7 @@ def files_of(root: str) -> set[str]:
 def test_info(aged: str) -> None:
     result = call("index", "info", aged)
     assert result.exit_code == 0
-    for words in ("flat (Flat)", "49 in 1 segments, 1 more", "image_embedding, 16", "1.0000 at 10"):
+    for words in ("flat (Flat)", "49 in 1 segment, 1 more", "image_embedding, 16", "1.0000 at 10"):
         assert words in result.stdout
     assert "f" * 32 in result.stdout
     value = json.loads(call("index", "info", aged, "--version", 2, "--json").stdout)

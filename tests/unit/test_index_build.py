@@ -558,3 +558,27 @@ def _flip(path: Path) -> None:
 
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, Path.unlink])
+def test_a_damaged_index_is_built_anew(
+    damage: Callable[[Path], None], store: Vectors, tmp_path: Path
+) -> None:
+    ids = store.put("a", vectors(600))
+    index_job(store, tmp_path / "i")
+    [segment] = manifest.read(str(tmp_path / "i"), STORAGE).segments
+    damage(tmp_path / "i" / segment.table.path)
+    gone = store.put("a", vectors(600)[1:], etag="2")  # so that the rows are looked at
+    report = index_job(store, tmp_path / "i")
+    assert "can't be used" in str(report.metrics["rebuilt"])
+    assert set(answers(opened(tmp_path / "i"), vectors(1), 600)[0]) == set(gone) <= set(ids)
+
+
+def test_an_open_index_outlives_its_files(store: Vectors, tmp_path: Path) -> None:
+    ids = store.put("a", vectors(600))
+    index_job(store, tmp_path / "i", index={"kind": "sq8"})
+    index = opened(tmp_path / "i")
+    shutil.rmtree(tmp_path / "i")
+    assert set(answers(index, vectors(1), 600)[0]) == set(ids)
+    assert index.table(np.array([5]))["source_key"].to_pylist() == ["a-000005"]
+    assert len(index.allowed("category = 'food'")) == 150
