@@ -147,7 +147,7 @@ def mmray_json(*words: object, code: int | None = None) -> tuple[int, dict[str, 
 def test_killed_again_and_again(world: World, tmp_path: Path) -> None:
     chance = random.Random(4)
     kills, before = 0, dict[str, bytes]()
-    for notes in (1, 2, 4, 6, 8, 1 + PIECES):  # the start, and pieces; the last is in the finish
+    for notes in (1, 3, 5, 7, 1 + PIECES):  # the start, and pieces; the last is in the finish
         run = runs.Run(world.job(), tmp_path)
         world.wait_for(run, notes)
         time.sleep(chance.uniform(0, 0.25))
@@ -162,7 +162,7 @@ def test_killed_again_and_again(world: World, tmp_path: Path) -> None:
         # Made again, these pieces would lack what they are made of.
         world.take_away(sorted(after.keys() - before.keys() - {"start"}))
         before = after
-    assert kills >= 5
+    assert kills >= 4
     left = 0 if world.is_published else ROWS
     assert runs.run(world.job(), tmp_path)["rows_written"] == left
     world.assert_whole()
@@ -187,7 +187,13 @@ def test_sigterm_keeps_what_is_done(world: World, tmp_path: Path) -> None:
 def test_two_builds_at_once(world: World, tmp_path: Path) -> None:
     first = runs.Run(world.job(), tmp_path / "first")
     second = runs.Run(world.job(), tmp_path / "second")
-    reports = [first.finish(), second.finish()]
+    world.wait_for(second, 5)
+    second.signal(signal.SIGSTOP)
+    try:
+        reports = [first.finish()]
+    finally:
+        second.signal(signal.SIGCONT)  # what it was about to merge is gone
+    reports.append(second.finish())
     assert [report["status"] for report in reports] == ["done", "done"]
     assert [report["outputs"]["version"] for report in reports] == [1, 1]
     world.assert_whole()

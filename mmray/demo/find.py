@@ -1,0 +1,71 @@
+"""The end of the demo: an index of its pictures, asked by the command that a person would type.
+
+A question has no word of the caption that it should find; a picture has to find itself.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmray.demo.stamps import Picture
+from mmray.errors import MmrayError
+
+INDEX = "s3://demo/indexes/pictures"
+INDEX_SPEC: dict[str, Any] = {
+    "job": "index",
+    "store": {"uri": "s3://demo/stores/pictures"},
+    "column": "image_embedding",
+    "output": INDEX,
+}
+HITS = 6
+WORDS = "a musical instrument with strings"
+PICTURE = "animals/birds/penguin"
+"""The key of a stamp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that was found."""
+
+    score: float
+    key: str
+    caption: str
+
+    def __str__(self) -> str:
+        return f"{self.score:.3f}  {self.caption or self.key}"
+
+
+def questions(pictures: Sequence[Picture], found: Container[str]) -> tuple[str, Path]:
+    """Words and a picture to look for: those that suit the stamps, else of a picture that the index
+    has.
+
+    `found` are the keys that it has. Raises `MmrayError` where none of the pictures is among them.
+    """
+    there = [each for each in pictures if each.key in found]
+    if not there:
+        raise MmrayError("the index has none of the pictures")
+    stamp = next((each for each in there if each.key == PICTURE), None)
+    if stamp is not None:
+        return WORDS, stamp.path
+    told = next((each for each in there if each.caption), there[0])
+    return told.caption or told.path.stem, told.path
+
+
+def ask(option: str, value: str, page: Path) -> list[Hit]:
+    """`mmray search` with `--text` or `--image` in a process of its own; writes the page of hits.
+
+    Raises `MmrayError` where the command fails.
+    """
+    # Joined by `=`, so that words may begin with a dash.
+    asked = [INDEX, f"{option}={value}", f"-k{HITS}", "--json", "--html", str(page)]
+    command = [sys.executable, "-m", "mmray", "search", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise MmrayError(f"`mmray search` ended with exit code {done.returncode}: {words[-1]}")
+    hits = json.loads(done.stdout.splitlines()[-1])["hits"]
+    return [Hit(each["score"], each["source_key"], each["caption"] or "") for each in hits]
