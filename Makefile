@@ -11,13 +11,13 @@ help: ## list the targets
 setup: ## make .venv with the tested versions (quick when it is there)
 	@scripts/setup
 
-demo: setup ## real pictures and captions: packed, embedded, stored, shown, and nothing done twice
+demo: setup ## real pictures, captions and speech: embedded, stored, indexed, searched, and nothing done twice
 	@$(BIN)/mmray demo $(if $(DATA),--data '$(DATA)')
 
 test: setup ## unit, ray and e2e tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-soak: setup ## a hundred random kills, then every sample once
+soak: setup ## two hundred random kills, then every sample and every row once
 	@$(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
 
 lint: setup ## ruff, mypy strict, the direction of imports

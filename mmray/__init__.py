@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         IndexSpec,
         JobSpec,
         SearchSpec,
+        TrainSpec,
         load_spec,
     )
     from mmray.storage import Storage
@@ -49,6 +50,7 @@ __all__ = [
     "Storage",
     "StorageError",
     "Store",
+    "TrainSpec",
     "__version__",
     "load_spec",
     "open_index",
@@ -73,6 +75,7 @@ _MODULES = {
     "Storage": "mmray.storage",
     "StorageError": "mmray.errors",
     "Store": "mmray.store",
+    "TrainSpec": "mmray.specs",
     "load_spec": "mmray.specs",
     "plan": "mmray.jobs.plan",
     "replay": "mmray.jobs.replay",

@@ -1,9 +1,11 @@
 """A checkpoint of a train job as an encoder: text, pictures and sound in one space.
 
 The card comes from the checkpoint's own files, without torch. Where a model has no image tower but
-one for video, a picture is a video of one frame.
+one for video, a picture is a video of one frame. The output of a train job stands for the best of
+its checkpoints.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mmray.models.joint.model import JointModel
 
 MODEL_TYPE = "mmray-joint"
+_BEST = re.compile(r"checkpoints/step-\d{8}")
 _TRAINING = frozenset({"modality_dropout", "augment", "adversarial", "dropout"})
 
 
@@ -58,6 +61,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         raise RefusedError(f"no checkpoint folder at {model}")
+    folder = _best(folder)
     config = read_json(folder, "config.json")
     if config is None:
         raise RefusedError(f"no config.json in {folder}: not a whole checkpoint")
@@ -76,6 +80,17 @@ def open_checkpoint(model: str) -> Checkpoint:
     except (KeyError, TypeError) as error:
         raise RefusedError(f"{folder}: its config.json lacks {error}") from error
     return Checkpoint(folder, config, weights)
+
+
+def _best(folder: Path) -> Path:
+    """The model of the best checkpoint, where `folder` is the output of a train job."""
+    pointer = read_json(folder, "checkpoint.json")
+    if pointer is None:
+        return folder
+    best = pointer.get("best")
+    if not isinstance(best, str) or not _BEST.fullmatch(best):
+        raise RefusedError(f"{folder / 'checkpoint.json'} names no checkpoint")
+    return folder / best / "model"
 
 
 def describe(spec: JointEncoder, options: EncodeOptions) -> EncoderCard:

@@ -15,6 +15,7 @@ JOBS = {
     "index": "mmray.jobs.index",
     "search": "mmray.jobs.search",
     "duplicates": "mmray.jobs.duplicates",
+    "train": "mmray.jobs.train",
 }
 """Job kind to the module that runs it."""
 

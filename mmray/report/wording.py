@@ -31,6 +31,7 @@ JOBS = {
     "index": Wording("row", "rows", "read", "added", "left out"),
     "search": Wording("query", "queries", "asked", "answered", "left out"),
     "duplicates": Wording("row", "rows", "compared", "kept", "dropped"),
+    "train": Wording("sample", "samples", "read", "learned from", "left out"),
 }
 """Jobs that aren't about samples."""
 

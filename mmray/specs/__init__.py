@@ -3,6 +3,7 @@
 from mmray.specs.embed import EmbedSpec
 from mmray.specs.index import DuplicatesSpec, IndexSpec, SearchSpec
 from mmray.specs.load import KINDS, JobSpec, load_embed_spec, load_spec, read_fields, spec_schema
+from mmray.specs.train import TrainSpec
 
 __all__ = [
     "KINDS",
@@ -11,6 +12,7 @@ __all__ = [
     "IndexSpec",
     "JobSpec",
     "SearchSpec",
+    "TrainSpec",
     "load_embed_spec",
     "load_spec",
     "read_fields",

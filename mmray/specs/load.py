@@ -11,8 +11,9 @@ from mmray.errors import SpecError
 from mmray.specs.embed import EmbedSpec
 from mmray.specs.index import DuplicatesSpec, IndexSpec, SearchSpec
 from mmray.specs.problems import hint, spec_error
+from mmray.specs.train import TrainSpec
 
-JobSpec = EmbedSpec | IndexSpec | SearchSpec | DuplicatesSpec
+JobSpec = EmbedSpec | IndexSpec | SearchSpec | DuplicatesSpec | TrainSpec
 """Any of them."""
 
 KINDS: dict[str, type[JobSpec]] = {
@@ -20,6 +21,7 @@ KINDS: dict[str, type[JobSpec]] = {
     "index": IndexSpec,
     "search": SearchSpec,
     "duplicates": DuplicatesSpec,
+    "train": TrainSpec,
 }
 """Job kinds by the `job:` field."""
 
