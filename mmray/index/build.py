@@ -29,13 +29,16 @@ from mmray.index.pieces import Added, Piece, Recipe, add
 from mmray.index.start import Start, start
 from mmray.index.truth import Questions, Truth, depth_for
 from mmray.index.tune import Tried
-from mmray.index.workers import spread
+from mmray.index.workers import on_cluster, spread
 from mmray.report.progress import Progress
 from mmray.storage import join
 
 PIECE_BYTES = 512 * 1024 * 1024
 PIECE_SHARE = 8
 """A piece takes this part of the memory at the most."""
+ONE_PIECE_BYTES = 2 * 1024 * 1024 * 1024
+"""An index that this process builds is one piece up to this size: pieces are written and read
+again, and what a kill loses of one is a minute's work."""
 GRAPH_ROWS = 1_000_000
 """Rows of one graph: graphs can't be merged, and each costs every search."""
 REBUILD_SHARE = 0.2
@@ -236,8 +239,13 @@ class Build:
 
     def _cut(self, recipe: Recipe, parts: Sequence[PartRows]) -> Iterator[Piece]:
         """Parts by their order, as many as a piece may hold; a larger part is cut."""
-        room = min(PIECE_BYTES, self.memory // PIECE_SHARE)
-        most = max(4096, int(room / KINDS[recipe.kind].row_bytes(self.asked.dim, self.asked.dim)))
+        row_bytes = KINDS[recipe.kind].row_bytes(self.asked.dim, self.asked.dim)
+        total = sum(part.rows for part in parts) * row_bytes
+        room = self.spec.resources.piece or min(PIECE_BYTES, self.memory // PIECE_SHARE)
+        here = not on_cluster(self.spec.resources) and not self.spec.resources.piece
+        if here and total <= ONE_PIECE_BYTES:
+            room = max(room, int(total) + 1)
+        most = max(4096, int(room / row_bytes))
         if not KINDS[recipe.kind].merges:
             most = GRAPH_ROWS
         waiting: list[PartRows] = []

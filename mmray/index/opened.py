@@ -28,6 +28,8 @@ FEW = 256
 KEPT_CONDITIONS = 8
 """Conditions whose rows are remembered: 8 bytes a row each."""
 FETCHED_AT_ONCE = 4
+_SHORT = 1e-15
+"""Shorter vectors have squares that float32 has no room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,13 @@ class Index:
     def _queries(self, vectors: Any) -> np.ndarray:
         """float32 [q, d], of length 1 where the metric is cosine."""
         dim = self.manifest.dim
+        plain = isinstance(vectors, np.ndarray) and vectors.dtype == np.float32
+        if plain and vectors.ndim == 2 and vectors.shape[1] == dim:
+            lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+            if np.isfinite(lengths).all() and (lengths > _SHORT).all():  # nearly all queries are
+                if self.manifest.metric == "cosine":
+                    vectors = vectors / lengths[:, None]
+                return np.ascontiguousarray(vectors)
         try:
             # float64, which sees a number that float32 has no room for.
             given = np.asarray(vectors, np.float64)

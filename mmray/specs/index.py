@@ -58,6 +58,9 @@ class IndexResources(Spec):
     """Ray address; left out: `RAY_ADDRESS`, else this process does it with all cores."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPUs, and threads, of each task on a Ray cluster."""
+    piece: Annotated[ByteSize, Field(ge=1024 * 1024)] | None = None
+    """Memory of the rows that one task of an index build adds, such as `256MiB`: what a kill can
+    lose; left out: by the memory, and all at once where this process builds up to 2 GiB."""
 
 
 class IndexSpec(Spec):

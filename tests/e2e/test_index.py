@@ -68,6 +68,7 @@ class World:
             "column": "image_embedding",
             "index": {"kind": kind, "memory": memory},
             "output": self.index,
+            "resources": {"piece": "1MiB"},
         }
 
     def notes(self) -> dict[str, bytes]:

@@ -106,6 +106,7 @@ def test_kills(
         "column": "image_embedding",
         "index": {"kind": kind, "memory": "80MiB", "min_recall": 0.5},
         "output": f"{prefix}/index",
+        "resources": {"piece": "1MiB"},
     }
     done: list[str] = []
     did: Counter[str] = Counter()

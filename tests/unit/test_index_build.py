@@ -65,6 +65,7 @@ def store(tmp_path: Path) -> Vectors:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces of few rows."""
     monkeypatch.setattr(building, "PIECE_BYTES", 1)  # 4,096 rows
+    monkeypatch.setattr(building, "ONE_PIECE_BYTES", 0)
     monkeypatch.setattr(building, "GRAPH_ROWS", 4096)
 
 
