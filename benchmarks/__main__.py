@@ -21,6 +21,7 @@ NAMES = (
     "rerun",
     "resume",
     "index",
+    "train",
 )
 
 

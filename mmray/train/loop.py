@@ -1,0 +1,279 @@
+"""The training loop, plain torch: the same in one process, under Ray Train and under torchrun.
+
+Each step's samples and random numbers are functions of (seed, step, rank), so that a run which goes
+on from a checkpoint does what an undisturbed one does. All ranks decide alike at each step: on a
+loss that isn't a number, and on a signal.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from mmray.errors import RefusedError
+from mmray.models.joint.batch import JointBatch, JointOutput
+from mmray.models.joint.learning import make_optimizer, parameter_groups, rate
+from mmray.models.joint.losses import cached_contrastive
+from mmray.models.joint.model import JointModel
+from mmray.specs.train import TrainSpec
+from mmray.train import packing
+from mmray.train.checkpoints import COURSE, MODEL, Checkpoints
+from mmray.train.course import Course, Ended, Watch
+from mmray.train.measure import Found, better, evaluate
+from mmray.train.order import epoch_order, global_batch, mixed, share_of, steps_of
+from mmray.train.samples import Batches, Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which worker this is."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a loop reads."""
+
+    samples: Samples
+    batches: Batches
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that go into every checkpoint's model, by path: tokenizers. They are held, since the
+    checkpoint that they come from goes when it's old."""
+
+
+class Loop:
+    """One worker's part of a training."""
+
+    def __init__(
+        self, spec: TrainSpec, model: JointModel, data: Data, place: Place, folder: Path
+    ) -> None:
+        """`model` and `folder` are of the checkpoint that the training goes on from."""
+        self.spec, self.model, self.data, self.place = spec, model, data, place
+        options = spec.train
+        train = data.samples.train
+        self.batch = min(options.batch_size, len(train))
+        self.epoch_steps = steps_of(len(train), options.batch_size)
+        self.steps = options.epochs * self.epoch_steps
+        if self.batch < place.world:
+            raise RefusedError(f"{len(train)} training samples for {place.world} workers")
+        if 0 < len(data.samples.test) < place.world:
+            raise RefusedError(
+                f"{len(data.samples.test)} held-out samples for {place.world} workers"
+            )
+        module: torch.nn.Module = model  # transformers' own `to` has no types
+        module.to(place.device).train(True)
+        groups = parameter_groups(model, options.lr, options.tower_lr, options.weight_decay)
+        self.rates = [group["lr"] for group in groups]
+        self.optimizer = make_optimizer(options.optimizer, groups)
+        self.weights = [weight for group in groups for weight in group["params"]]
+        self.course = Course()
+        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        if (folder / f"{COURSE}.json").is_file():
+            self._resume(packing.read(folder, COURSE))
+        self.net: Any = model
+        if place.world > 1:
+            self.net = DistributedDataParallel(model, broadcast_buffers=False)
+        weighted = [name for name, weight in spec.model.heads.weights.items() if weight > 0]
+        self.turns = weighted if spec.model.losses == "alternate" else [None]
+        self.parts = min(options.grad_accumulation, self.batch // place.world)
+
+    def run(self, checkpoints: Checkpoints, watch: Watch) -> Ended:
+        """Train to the end, or to what ends it. Rank 0 writes checkpoints and tells `watch`."""
+        start, begun = time.monotonic(), self.course.step
+        first = self.place.rank == 0
+        if first:
+            watch.begun(begun, self.steps, self.batch)
+        ended = partial(self._ended, start, begun)
+        try:
+            for step, batch in self._batches(begun):
+                if self._stopped_early():
+                    return ended(stopped_early=True)
+                told, signum = self._step(step, batch, watch.signal() if first else 0)
+                if not math.isfinite(told["loss"]) or not math.isfinite(told["grad_norm"]):
+                    return ended(failed=self._diverged(step, told), samples=self._ids(step))
+                self.course.step += 1
+                self.course.losses.append(told["loss"])
+                if first:
+                    watch.stepped(step, told["loss"], told)
+                self._end_of_step(checkpoints, watch, stop=bool(signum))
+                if signum and self.course.step < self.steps:
+                    return ended(signum=signum)
+            return ended(stopped_early=self.course.step < self.steps)
+        finally:
+            if first:
+                checkpoints.wait()
+
+    def _ended(self, start: float, begun: int, **how: Any) -> Ended:
+        rows = (self.course.step - begun) * self.batch
+        return Ended(self.course, seconds=time.monotonic() - start, rows=rows, **how)
+
+    def _step(self, step: int, batch: JointBatch, signum: int) -> tuple[dict[str, float], int]:
+        """One step of the optimizer; what is told is the mean over ranks, and the signal that any
+        rank had."""
+        options = self.spec.train
+        torch.manual_seed(mixed(options.seed, step, self.place.rank))
+        by = rate(step, self.steps, options.warmup)
+        for group, highest in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = highest * by
+        only = self.turns[step % len(self.turns)]
+        output = self._backward(batch, only)
+        told, agreed = self._agree(output, signum)
+        limit = math.inf if options.grad_clip is None else options.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, limit)
+        told["grad_norm"], told["rate"] = float(norm), by
+        if math.isfinite(told["loss"]) and math.isfinite(told["grad_norm"]):
+            self.optimizer.step()
+            self.model.after_step(step, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        return told, agreed
+
+    def _backward(self, batch: JointBatch, only: str | None) -> JointOutput:
+        output: JointOutput
+        if self.parts > 1:
+            skip = self.net.no_sync if self.place.world > 1 else nullcontext
+            return cached_contrastive(self.model, batch.parts(self.parts), self.net, only, skip)
+        output = self.net(batch, only)
+        assert output.loss is not None
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def _agree(self, output: JointOutput, signum: int) -> tuple[dict[str, float], int]:
+        assert output.loss is not None
+        losses = {**output.losses, "loss": output.loss}
+        values = torch.stack([each.detach().float() for each in losses.values()])
+        values = torch.cat([values, torch.tensor([float(signum)], device=values.device)])
+        if self.place.world > 1:
+            dist.all_reduce(values)
+            values[:-1] /= self.place.world
+        *means, agreed = values.tolist()
+        return dict(zip(losses, means, strict=True)), int(agreed)
+
+    def _end_of_step(self, checkpoints: Checkpoints, watch: Watch, *, stop: bool) -> None:
+        course, every = self.course, self.spec.train.checkpoint_steps
+        epoch_over = course.step % self.epoch_steps == 0
+        if epoch_over and len(self.data.samples.test):
+            self._measure()
+        elif epoch_over:
+            course.best_step = course.step
+            course.epochs.append({"epoch": course.step // self.epoch_steps, "step": course.step})
+        if epoch_over and self.place.rank == 0:
+            watch.measured(course.epochs[-1])
+        if epoch_over or stop or (every and course.step % every == 0):
+            self._save(checkpoints)
+
+    def _measure(self) -> None:
+        course = self.course
+        metrics = evaluate(self.model, self._held_out(), self.place.rank)
+        when = {"epoch": float(course.step // self.epoch_steps), "step": float(course.step)}
+        course.epochs.append({**when, **metrics})
+        name = metric_of(self.spec)
+        value = metrics[name]
+        if math.isfinite(value) and better(name, value, course.best):
+            course.best, course.best_step, course.stale = value, course.step, 0
+        else:
+            course.stale += 1
+
+    def _stopped_early(self) -> bool:
+        stopping = self.spec.train.early_stopping
+        return stopping is not None and self.course.stale >= stopping.patience
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        if self.place.rank != 0:
+            return
+        model, course = self.model, self.course
+        weights = packing.copied(model.state_dict())
+        history = {**asdict(course), "losses": torch.tensor(course.losses, dtype=torch.float64)}
+        state = packing.copied(
+            {
+                "course": history,
+                "optimizer": self.optimizer.state_dict()["state"],
+                "tunings": [tuning.state() for tuning in model.tunings()],
+            }
+        )
+        beside = self.data.beside
+
+        def write(folder: Path) -> None:
+            into = folder / MODEL
+            model.save_pretrained(into, state_dict=weights)
+            packing.write(state, folder, COURSE)
+            for name, data in beside.items():
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(data)
+
+        checkpoints.save(course.step, write, course.best_step)
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        history = dict(state["course"])
+        history["losses"] = history["losses"].tolist()
+        self.course = Course(**history)
+        if state["optimizer"]:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        for tuning, kept in zip(self.model.tunings(), state["tunings"], strict=True):
+            tuning.load_state(kept)
+
+    def _rows(self, step: int) -> np.ndarray:
+        """The samples of a step, of all ranks."""
+        train = self.data.samples.train
+        epoch, place = divmod(step, self.epoch_steps)
+        known = self._epoch  # of the thread that makes batches, and of an error's words
+        if known[0] != epoch:
+            known = epoch, epoch_order(len(train), self.spec.train.seed, epoch)
+            self._epoch = known
+        rows: np.ndarray = train[global_batch(known[1], self.batch, place)]
+        return rows
+
+    def _batches(self, begun: int) -> Iterator[tuple[int, JointBatch]]:
+        """The steps to do, a batch made ahead of each."""
+
+        def make(step: int) -> JointBatch:
+            rows = share_of(self._rows(step), self.place.rank, self.place.world)
+            return self.data.batches(rows)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            ahead: Future[JointBatch] | None = None
+            for step in range(begun, self.steps):
+                now = ahead or pool.submit(make, step)
+                ahead = pool.submit(make, step + 1) if step + 1 < self.steps else None
+                yield step, now.result().to(self.place.device)
+
+    def _held_out(self) -> Iterator[Found]:
+        """Batches of nearly one size; no rank is without rows."""
+        test = self.data.samples.test
+        count = max(1, math.ceil(len(test) / max(self.spec.train.batch_size, self.place.world)))
+        for part in np.array_split(test, count):
+            rows = share_of(part, self.place.rank, self.place.world)
+            match = torch.from_numpy(self.data.samples.match[rows]).to(self.place.device)
+            yield self.data.batches(rows).to(self.place.device), match
+
+    def _ids(self, step: int) -> tuple[str, ...]:
+        return tuple(self.data.samples.ids(self._rows(step)))
+
+    def _diverged(self, step: int, told: dict[str, float]) -> str:
+        what = "loss" if not math.isfinite(told["loss"]) else "gradient"
+        value = told["loss"] if what == "loss" else told["grad_norm"]
+        ids = self._ids(step)
+        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8:,} more" if len(ids) > 8 else "")
+        return (
+            f"the {what} is {value} at step {step}, on the samples {shown};"
+            " the weights before it are kept"
+        )
+
+
+def metric_of(spec: TrainSpec) -> str:
+    """What tells the best checkpoint."""
+    stopping = spec.train.early_stopping
+    return "val/loss" if stopping is None else stopping.metric

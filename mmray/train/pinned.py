@@ -1,0 +1,141 @@
+"""The pinned list of samples: a piece for each shard, as the source was when training began.
+
+    <output>/_mmray/data/<key>/<shard>-<version>.arrow   a piece; <shard>-<version>.json: what it is
+
+Pieces are made once: a run that was killed goes on with those that are missing, and a changed shard
+has a piece of its own.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from mmray.errors import JobFailed, RefusedError
+from mmray.index import files
+from mmray.index.manifest import File
+from mmray.report import Example
+from mmray.sources import Shard, Source
+from mmray.specs.train import TrainSpec
+from mmray.storage import Storage, join
+from mmray.train.pieces import Found, PieceWriter
+
+
+class Piece(BaseModel):
+    """A piece that is there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    """Below the output."""
+    bytes: int
+    sha256: str
+    found: Found
+
+    @property
+    def file(self) -> File:
+        """What it must be."""
+        return File(self.path, self.bytes, self.sha256)
+
+
+class Pinned(BaseModel):
+    """All samples of a training, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def read(self) -> int:
+        """Samples read."""
+        return sum(piece.found.read for piece in self.pieces)
+
+    @property
+    def rows(self) -> int:
+        """Samples that can be learned from."""
+        return sum(piece.found.rows for piece in self.pieces)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Error type to bad samples."""
+        return dict(sum((Counter(each.found.errors) for each in self.pieces), Counter[str]()))
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """Reason to samples that are left out."""
+        return dict(sum((Counter(each.found.filtered) for each in self.pieces), Counter[str]()))
+
+    @property
+    def examples(self) -> list[Example]:
+        """Bad samples, some of each type."""
+        return [example for each in self.pieces for example in each.found.examples]
+
+
+def piece_path(key: str, shard: Shard) -> str:
+    """Where a shard's piece lies, below the output."""
+    return f"_mmray/data/{key}/{shard.key}-{shard.version}.arrow"
+
+
+def known_piece(storage: Storage, output: str, path: str) -> Piece | None:
+    """A piece that was made before, if it's whole."""
+    try:
+        text = storage.read_bytes(join(output, _about(path)))
+        piece = Piece.model_validate_json(text)
+        size = storage.stat(storage.normalise(join(output, path))).size
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return piece if size == piece.bytes else None
+
+
+def make_piece(
+    storage: Storage, output: str, path: str, writer: PieceWriter, work: tuple[Source, Shard]
+) -> Piece:
+    """Read a shard and put its piece to where it belongs. Raises StorageError."""
+    with files.scratch() as folder:
+        local = folder / "piece.arrow"
+        found = writer.write(*work, local)
+        file = files.put(storage, local, output, path)
+    piece = Piece(path=path, bytes=file.bytes, sha256=file.sha256, found=found)
+    storage.write_bytes(join(output, _about(path)), piece.model_dump_json().encode())
+    return piece
+
+
+def _about(path: str) -> str:
+    return path.removesuffix(".arrow") + ".json"
+
+
+Make = Callable[[list[tuple[str, Shard]]], Iterable[Piece]]
+"""Makes the pieces of some shards, by path; in this process, or in many."""
+
+
+def pin(
+    spec: TrainSpec, storage: Storage, shards: list[Shard], key: str, make: Make
+) -> Iterator[Piece]:
+    """The pieces of all shards: known ones first. Raises JobFailed past the error budget."""
+    paths = [(piece_path(key, shard), shard) for shard in shards]
+    missing = []
+    for path, shard in paths:
+        piece = known_piece(storage, spec.output, path)
+        if piece is None:
+            missing.append((path, shard))
+        else:
+            yield piece
+    yield from make(missing) if missing else ()
+
+
+def pinned(spec: TrainSpec, pieces: Iterable[Piece]) -> Pinned:
+    """The list, checked: there is something to learn from, and not too much that is bad."""
+    found = Pinned(pieces=tuple(sorted(pieces, key=lambda piece: piece.path)))
+    bad = sum(found.errors.values())
+    if found.read and bad > spec.errors.max_fraction * found.read:
+        kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(found.errors.items()))
+        first = found.examples[0]
+        raise JobFailed(
+            f"{bad:,} of {found.read:,} samples can't be used ({kinds}), more than"
+            f" errors.max_fraction={spec.errors.max_fraction:g} allows; such as"
+            f" {first.source_uri} {first.source_key}: {first.message}"
+        )
+    if not found.rows:
+        towers = ", ".join(spec.model.towers)
+        raise RefusedError(f"no sample of data.source has anything for the towers: {towers}")
+    return found
