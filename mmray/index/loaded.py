@@ -23,6 +23,7 @@ EXACT_ROWS = 20_000
 EXACT_SHARE = 0.1
 BLOCK = 8192
 """Whole vectors, or queries, that are held at once."""
+_MOST_SETTINGS = 256
 MOST_EFFORT = 4096
 """Of `ef_search`, however narrow the filter."""
 
@@ -69,6 +70,7 @@ class Loaded:
         if KINDS[kind].clusters and len(self.dead):
             for part in self._parts:
                 part.index.remove_ids(faiss.IDSelectorBatch(self.dead))
+        self._settings: dict[tuple[int, int, int], Any] = {}
         self._located: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -106,6 +108,8 @@ class Loaded:
             wide["nprobe"] = int(np.ceil(wide.get("nprobe", 1) * widen))
             wide["ef_search"] = int(np.ceil(wide.get("ef_search", 1) * widen))
         found = self._approximate(queries, k, wide, allowed)
+        if found[1][:, -1].min() >= 0:
+            return found
         # A filter may have left nothing where a query looked.
         short = np.flatnonzero((found[1] >= 0).sum(1) < min(k, room))
         if len(short) and self.kind != "flat":
@@ -170,9 +174,13 @@ class Loaded:
         mask = self._mask(allowed)
         found: list[Found] = []
         for part in self._parts:
-            with _parameters(self.kind, part, wanted, parameters, mask) as (index, options):
-                count = min(wanted, part.rows)
-                scores, places = index.search(queries, count, params=options)
+            count = min(wanted, part.rows)
+            if mask is None and "exact" not in parameters:
+                options = self._plain(part, count, parameters)
+                scores, places = part.index.search(queries, count, params=options)
+            else:
+                with _parameters(self.kind, part, wanted, parameters, mask) as (index, options):
+                    scores, places = index.search(queries, count, params=options)
             if count and places[:, -1].min() < 0:
                 scores[places < 0] = -np.inf
             if shift := self._shift(part):
@@ -183,6 +191,18 @@ class Loaded:
         if self._whole:
             return top([self._ranked(queries, best)], k)
         return best if best[0].shape[1] == k else top([best], k)
+
+    def _plain(self, part: Part, k: int, parameters: Mapping[str, int]) -> Any:
+        """faiss's options of a search of all rows, made once: making them costs a third of one
+        quick search."""
+        effort = k if self.kind != "hnsw" else max(k, parameters.get("ef_search", k))
+        key = part.first, effort, parameters.get("nprobe", 1)
+        if key not in self._settings:
+            if len(self._settings) > _MOST_SETTINGS:
+                self._settings.clear()
+            with _parameters(self.kind, part, k, parameters, None) as (_, options):
+                self._settings[key] = options
+        return self._settings[key]
 
     def _shift(self, part: Part) -> int:
         """What faiss's ids lack to row numbers: in clusters they are row numbers already."""

@@ -115,15 +115,16 @@ class Index:
             allowed = np.setdiff1d(self.live() if allowed is None else allowed, left_out)
             left_out = left_out[:0]
         room = self._loaded.rows if allowed is None else len(allowed)
+        most = min(k + len(left_out), room)
+        if len(queries) and most == k and not len(left_out):
+            values, found = self._loaded.search(queries, k, merged, allowed)
+            return Hits(found, values)
         numbers = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        most = min(k + len(left_out), room)
         if len(queries) and most:
             values, found = self._loaded.search(queries, most, merged, allowed)
             if len(left_out):
                 values, found = _without(left_out, values, found)
-            if found.shape[1] == k:
-                return Hits(found, values)
             width = min(k, most)
             numbers[:, :width], scores[:, :width] = found[:, :width], values[:, :width]
         return Hits(numbers, scores)
