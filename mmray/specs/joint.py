@@ -61,6 +61,8 @@ class PackagedTower(Tuned):
     def _adapters_fit(self) -> "PackagedTower":
         if self.train in ADAPTERS and self.model != "minilm":
             raise ValueError(f"{self.train} goes with hf towers and minilm, not with {self.model}")
+        if self.train == "last_n" and self.model == "speech":
+            raise ValueError("last_n needs a stack of blocks, which speech has not: frozen or full")
         return self
 
 

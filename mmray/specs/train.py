@@ -181,17 +181,21 @@ class TrainSpec(Spec):
         return frozenset({self.data.text, *labels, *([group] if group else [])})
 
 
+_METRICS = {
+    **dict.fromkeys(("retrieval_r1", "retrieval_r5", "retrieval_r10", "mrr"), "contrastive"),
+    "accuracy": "classify",
+}
+"""Metric to the head that it needs, beside the losses."""
+
+
 def _check_metric(metric: str, heads: Heads) -> None:
     name = metric.removeprefix("val/")
-    if name.startswith("retrieval_") or name == "mrr":
-        needed = "contrastive"
-    elif name == "accuracy":
-        needed = "classify"
-    elif name.startswith("loss_"):
-        needed = name.removeprefix("loss_")
-    elif name == "loss":
+    if name == "loss":
         return
-    else:
+    needed = _METRICS.get(name, "")
+    if name.startswith("loss_") and name.removeprefix("loss_") in Heads.model_fields:
+        needed = name.removeprefix("loss_")
+    if not needed:
         raise ValueError(
             f"train.early_stopping.metric: {metric} is not measured; there are val/loss,"
             " val/loss_<head>, val/retrieval_r1, _r5 and _r10, val/mrr and val/accuracy"

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmray.errors import JobFailed, RefusedError
 from mmray.flow.drive import cluster
@@ -28,9 +28,6 @@ from mmray.train.course import Ended, Watch
 from mmray.train.pieces import PieceWriter
 from mmray.train.pinned import Piece, make_piece
 from mmray.train.task import Task
-
-if TYPE_CHECKING:
-    pass
 
 _Told = tuple[str, tuple[Any, ...]]
 

@@ -194,6 +194,13 @@ def test_taken(changes: dict[str, Any]) -> None:
             "val/mrr needs heads.contrastive",
         ),
         ({"train__early_stopping": {"metric": "val/bleu"}}, "", "val/bleu is not measured"),
+        ({"train__early_stopping": {"metric": "val/retrieval_r3"}}, "", "_r3 is not measured"),
+        ({"train__early_stopping": {"metric": "val/loss_weights"}}, "", "_weights is not measured"),
+        (
+            {"model__towers__audio": {"kind": "packaged", "model": "speech", "train": "last_n"}},
+            "model.towers.audio",
+            "last_n needs a stack of blocks",
+        ),
         ({"data__split__test": 1.0}, "data.split.test", "less than 1"),
         ({"output": " "}, "output", "must name a folder"),
     ],
