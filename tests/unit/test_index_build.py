@@ -581,5 +581,6 @@ def test_an_open_index_outlives_its_files(store: Vectors, tmp_path: Path) -> Non
     index = opened(tmp_path / "i")
     shutil.rmtree(tmp_path / "i")
     assert set(answers(index, vectors(1), 600)[0]) == set(ids)
-    assert index.table(np.array([5]))["source_key"].to_pylist() == ["a-000005"]
+    rows = index.table(index.numbers([ids[5], ids[599]]))
+    assert rows["source_key"].to_pylist() == ["a-000005", "a-000599"]
     assert len(index.allowed("category = 'food'")) == 150

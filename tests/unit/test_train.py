@@ -240,8 +240,8 @@ def test_too_many_bad_samples_end_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"data__split": {"test": 0.001}}, RefusedError, "none of 48 samples is held out"),
-        ({"data__split": {"test": 0.999}}, RefusedError, "all 48 samples are held out"),
+        ({"data__split": {"test": 1e-9}}, RefusedError, "none of 48 samples is held out"),
+        ({"data__split": {"test": 1 - 1e-9}}, RefusedError, "all 48 samples are held out"),
         (
             {"data__split": {"test": 0.0}, "train__early_stopping": {}},
             SpecError,
