@@ -13,11 +13,12 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 
+from mmray.flow.batch import Timer
 from mmray.index import files
 from mmray.index.kinds import KINDS, Parameters
 from mmray.index.loaded import Loaded, Part, dead_rows, load_segments, read_index
 from mmray.index.manifest import File, Manifest, Measured, Segment
-from mmray.index.pieces import ROW_GROUP, Added, Recipe, Stopwatch
+from mmray.index.pieces import ROW_GROUP, Added, Recipe
 from mmray.index.truth import Questions, Truth
 from mmray.index.tune import Tried, Tuned, tune
 
@@ -99,7 +100,7 @@ class _Finishing:
     def __init__(self, ending: Ending, folder: Path) -> None:
         self.ending, self.recipe, self.folder = ending, ending.recipe, folder
         self.before = ending.before
-        self.watch = Stopwatch()
+        self.watch = Timer()
 
     def run(self) -> Ended:
         known = self.before.segments if self.before else ()
@@ -138,7 +139,7 @@ class _Finishing:
             unmeasured=unmeasured,
             curve=tuned.curve if tuned else (),
             samples=samples,
-            seconds=self.watch.seconds,
+            seconds=self.watch.take(),
         )
 
     @property

@@ -6,11 +6,9 @@ pieces that are done, and of two builds at once each piece is made by one.
 """
 
 import json
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmray.flow.batch import Timer
 from mmray.index import files
 from mmray.index.column import Block, Column, PartRows, blocks
 from mmray.index.kinds import KINDS
@@ -87,23 +86,6 @@ class Added:
         return [f for f in (self.index, self.table, self.vectors, self.truth) if f is not None]
 
 
-class Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-
-
 def empty(recipe: Recipe) -> Any:
     """The index before any row, trained where its kind needs that."""
     if recipe.trained is not None:
@@ -142,7 +124,7 @@ class _Adding:
 
     def __init__(self, recipe: Recipe, piece: Piece) -> None:
         self.recipe, self.piece = recipe, piece
-        self.watch = Stopwatch()
+        self.watch = Timer()
         self.index = empty(recipe)
         assert recipe.questions is not None
         self.questions = Questions.read(files.get(recipe.storage, recipe.root, recipe.questions))
@@ -241,7 +223,7 @@ class _Adding:
             whole,
             truth,
             dict(self.left_out),
-            self.watch.seconds,
+            self.watch.take(),
         )
 
     def _put(self, local: Path, path: str) -> File:
