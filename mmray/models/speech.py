@@ -24,31 +24,37 @@ _LOUDNESS = 10 ** (-30 / 20)
 """Root mean square that a quieter sound is raised to: -30 dBFS."""
 
 
+def mel_tables(fft: int, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The window [fft] and the mel filters [fft / 2 + 1, bands] of sound at 16 kHz, float32."""
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(
+        num_frequency_bins=fft // 2 + 1,
+        num_mel_filters=bands,
+        min_frequency=0.0,
+        max_frequency=RATE / 2,
+        sampling_rate=RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.hann_window(fft), torch.from_numpy(filters).float()
+
+
 class Voice(nn.Module):
     """Waves [n, samples] of one length at 16 kHz to vectors [n, 256]: the mean over partials."""
 
     def __init__(self, weights: Path) -> None:
         """Read `weights`, a checkpoint; `weights_only` keeps the file from running code."""
         super().__init__()
-        from transformers.audio_utils import mel_filter_bank
-
         self.lstm = nn.LSTM(_MELS, _HIDDEN, num_layers=3, batch_first=True)
         self.linear = nn.Linear(_HIDDEN, _HIDDEN)
         state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
         for name in ("similarity_weight", "similarity_bias"):  # of its loss
             state.pop(name)
         self.load_state_dict(state, strict=True)
-        filters = mel_filter_bank(
-            num_frequency_bins=_FFT // 2 + 1,
-            num_mel_filters=_MELS,
-            min_frequency=0.0,
-            max_frequency=RATE / 2,
-            sampling_rate=RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.register_buffer("window", torch.hann_window(_FFT), persistent=False)
-        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
+        window, filters = mel_tables(_FFT, _MELS)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waves: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """`lengths` isn't used: a batch holds one length."""

@@ -177,7 +177,7 @@ class Report(BaseModel):
         self,
         storage: "Storage",
         root_uri: str,
-        page: str | Inspection | None = None,
+        page: str | None = None,
         vectors: Inspection | None = None,
     ) -> "Report":
         """Keep `report.json` and `report.html` under `<root>/_mmray/runs/<run id>/`.
@@ -190,8 +190,6 @@ class Report(BaseModel):
 
         Returns the report with their uris in `outputs`. Raises StorageError.
         """
-        if isinstance(page, Inspection):
-            page, vectors = None, page
         folder = f"{root_uri.rstrip('/')}/_mmray/runs/{self.run_id}"
         kept = {"report": f"{folder}/report.json", "page": f"{folder}/report.html"}
         saved = self.model_copy(update={"outputs": {**self.outputs, **kept}})

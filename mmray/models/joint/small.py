@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmray.models.speech import mel_tables
+
 _FFT, _HOP, _MELS = 400, 160, 64
 RATE = 16_000
 PAD, END, FIRST = 0, 1, 2
@@ -33,20 +35,10 @@ class LogMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from transformers.audio_utils import mel_filter_bank
-
-        filters = mel_filter_bank(
-            num_frequency_bins=_FFT // 2 + 1,
-            num_mel_filters=_MELS,
-            min_frequency=0.0,
-            max_frequency=RATE / 2,
-            sampling_rate=RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
+        window, filters = mel_tables(_FFT, _MELS)
         # Kept in the checkpoint: transformers builds models without values and fills what is there.
-        self.register_buffer("window", torch.hann_window(_FFT))
-        self.register_buffer("filters", torch.from_numpy(filters).float())
+        self.register_buffer("window", window)
+        self.register_buffer("filters", filters)
 
     def forward(
         self, waves: torch.Tensor, lengths: torch.Tensor

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mmray.models.speech import RATE, Voice
+from mmray.models.speech import Voice, mel_tables
 
 _FFT, _MELS, _HIDDEN = 400, 40, 256
 
@@ -28,22 +28,12 @@ class VoiceTower(Voice):
     copied from a `Voice`. Its tables are in the checkpoint too."""
 
     def __init__(self) -> None:
-        from transformers.audio_utils import mel_filter_bank
-
         nn.Module.__init__(self)
         self.lstm = nn.LSTM(_MELS, _HIDDEN, num_layers=3, batch_first=True)
         self.linear = nn.Linear(_HIDDEN, _HIDDEN)
-        filters = mel_filter_bank(
-            num_frequency_bins=_FFT // 2 + 1,
-            num_mel_filters=_MELS,
-            min_frequency=0.0,
-            max_frequency=RATE / 2,
-            sampling_rate=RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.register_buffer("window", torch.hann_window(_FFT))
-        self.register_buffer("filters", torch.from_numpy(filters).float())
+        window, filters = mel_tables(_FFT, _MELS)
+        self.register_buffer("window", window)
+        self.register_buffer("filters", filters)
 
     def forward(self, waves: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """[b, n] and [b] to [b, 256]."""
