@@ -11,7 +11,7 @@ help: ## list the targets
 setup: ## make .venv with the tested versions (quick when it is there)
 	@scripts/setup
 
-demo: setup ## real pictures, captions and speech: embedded, stored, indexed, searched, and nothing done twice
+demo: setup ## real pictures, captions and speech: embedded, stored, searched, learned from, and nothing done twice
 	@$(BIN)/mmray demo $(if $(DATA),--data '$(DATA)')
 
 test: setup ## unit, ray and e2e tests

@@ -140,6 +140,7 @@ def open_index(
     version: int | None = None,
     *,
     threads: int | None = None,
+    where_seconds: float | None = None,
 ) -> "Index":
     """Open the index at `uri`: its files are checked, and its vectors brought to memory.
 
@@ -148,15 +149,18 @@ def open_index(
         storage: endpoint, profile, role and region; left out, the environment's.
         version: an older version; left out, the latest.
         threads: of a search, for the whole process; left out, one for each core.
+        where_seconds: time that a condition may take over all rows; left out, 30.
 
     Raises:
         RefusedError: no index is there, or a file of it is missing, torn or was changed.
         StorageError: object storage stayed broken after back-off.
     """
     from mmray.index import Index
+    from mmray.specs.index import WHERE_SECONDS
     from mmray.storage import Storage
 
-    return Index.open(uri, storage or Storage(), version, threads=threads)
+    limit = WHERE_SECONDS if where_seconds is None else where_seconds
+    return Index.open(uri, storage or Storage(), version, threads=threads, where_seconds=limit)
 
 
 def __getattr__(name: str) -> Any:

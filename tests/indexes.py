@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmray.flow.batch import Finished
-from mmray.index import files, manifest
-from mmray.index.asked import look
-from mmray.index.manifest import BASE, File, Made, Manifest, Measured, Segment
+from mmray.index import manifest
+from mmray.index.building.asked import look
+from mmray.index.manifest import BASE, Made, Manifest, Measured, Segment
 from mmray.jobs.embed import EmbedJob
 from mmray.report.progress import progress
 from mmray.sources.fragment import Span
 from mmray.specs import load_spec
 from mmray.specs.index import IndexSpec
-from mmray.storage import Storage
+from mmray.storage import Storage, blobs
+from mmray.storage.blobs import File
 from mmray.store import Change, Committer, Store
 from tests import media, shards
 
@@ -77,7 +78,7 @@ def index(
     vectors = unit(ROWS) if vectors is None else vectors
     table = rows_of(len(vectors)) if table is None else table
     edges = [0, *cuts, len(vectors)]
-    with files.scratch() as folder:
+    with blobs.scratch() as folder:
         segments = [
             _segment(folder, storage, root, (first, vectors[first:stop], table[first:stop]))
             for first, stop in zip(edges, edges[1:], strict=False)
@@ -85,7 +86,7 @@ def index(
         gone: File | None = None
         if dead:
             np.array(sorted(dead), "<i8").tofile(folder / "dead")
-            gone = files.put(storage, folder / "dead", root, f"shared/{version}.dead")
+            gone = blobs.put(storage, folder / "dead", root, f"shared/{version}.dead")
     found = Manifest(
         version=version,
         made=made,
@@ -129,8 +130,8 @@ def _segment(
         where.split("/")[1],
         first,
         len(vectors),
-        files.put(storage, _aside(folder / "index"), root, f"{where}/index.faiss"),
-        files.put(storage, _aside(folder / "rows"), root, f"{where}/rows.parquet"),
+        blobs.put(storage, _aside(folder / "index"), root, f"{where}/index.faiss"),
+        blobs.put(storage, _aside(folder / "rows"), root, f"{where}/rows.parquet"),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet import encryption
 
 from mmray.sources import Fragment, Sample, Shard, Source
 from tests import shards
@@ -40,6 +41,29 @@ def parquet(table: pa.Table | list[dict[str, Any]], group: int = 4, **options: A
         table = pa.Table.from_pylist(table)
     out = io.BytesIO()
     pq.write_table(table, out, row_group_size=group, **options)
+    return out.getvalue()
+
+
+class _Keys(encryption.KmsClient):
+    """A key service that keeps nothing secret."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+def encrypted(table: pa.Table, column: str) -> bytes:
+    """A Parquet file with a plain footer in which one column is encrypted."""
+    out = io.BytesIO()
+    how = encryption.EncryptionConfiguration(
+        footer_key="f", column_keys={"c": [column]}, plaintext_footer=True, data_key_length_bits=128
+    )
+    factory = encryption.CryptoFactory(lambda _: _Keys())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), how)
+    with pq.ParquetWriter(out, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
     return out.getvalue()
 
 

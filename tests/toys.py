@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +81,23 @@ class Listener(Toy):
         return np.asarray(rows, np.float32).reshape(-1, 16) + 1
 
 
+class Watcher(Toy):
+    """Takes videos as such: means of the first, the middle and the last frame."""
+
+    fingerprint = "toy-watcher"
+    dims = {"image": 16, "text": 16, "video": 12}
+    video = ImageTransform(size=(16, 16), resize="exact")
+
+    def encode_videos(self, videos: list[list[np.ndarray]]) -> np.ndarray:
+        """Four means of three frames each: float32 [n, 12]."""
+        self._note(len(videos))
+        rows = []
+        for frames in videos:
+            some = np.stack([frames[0], frames[len(frames) // 2], frames[-1]])
+            rows.append(some.reshape(3, 2, 8, 2, 8, 3).mean(axis=(2, 4, 5)).ravel())
+        return np.asarray(rows, np.float32).reshape(-1, 12) + 1
+
+
 class Broken(Toy):
     """Gives NaN for dark pictures, zeros for bright ones, and raises on red ones."""
 
@@ -95,6 +114,62 @@ class Broken(Toy):
             if min(red, green, blue) > 235:
                 vectors[row] = 0
         return vectors
+
+
+class Deadly(Toy):
+    """Ends its process: by SIGKILL on red pictures, with an exit code on the text `deadly`, or on
+    `deadly unless FILE` while there is no such file. `always`: on any text.
+    """
+
+    fingerprint = "toy-deadly"
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.always = always
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        for image in images:
+            red, green, blue = (float(each) for each in image.reshape(-1, 3).mean(axis=0))
+            if red > 200 and green < 50 and blue < 50:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_images(images)
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        if self.always or any(map(self._is_deadly, texts)):
+            os._exit(3)
+        return super().encode_texts(texts)
+
+    def _is_deadly(self, text: str) -> bool:
+        word, _, mended = text.partition(" unless ")
+        return word == "deadly" and not (mended and Path(mended).exists())
+
+
+class DeadlyDecoder(Deadly):
+    """Its process has a decoder that ends it too, on pictures with `deadly` in their bytes."""
+
+    fingerprint = "toy-deadly-decoder"
+
+    def __init__(self) -> None:
+        from mmray.flow import decoding
+
+        super().__init__()
+        decode = decoding.decode_image
+
+        def decode_image(data: bytes, *arguments: Any, **options: Any) -> np.ndarray:
+            if b"deadly" in data:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return decode(data, *arguments, **options)
+
+        decoding.decode_image = decode_image
+
+
+class Fatal(Toy):
+    """Ends its process while it loads."""
+
+    fingerprint = "toy-fatal"
+
+    def __init__(self) -> None:
+        os._exit(4)
 
 
 class Unloadable(Toy):

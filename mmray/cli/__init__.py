@@ -69,7 +69,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Pack pictures and captions into shards, embed them on a local S3 server, show the result."""
+    """Embed, search and learn from pictures and speech, step by step, on a local S3 server."""
     with told():
         from mmray.demo.run import main
 

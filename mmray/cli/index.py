@@ -5,25 +5,16 @@ from typing import Annotated
 
 import typer
 
+from mmray.cli.alike import DryRun, Limit, group, show_removed, show_verdict
 from mmray.cli.told import FAILED, AsJson, emit, show, size, told, with_storage
 from mmray.storage import Storage
 
-app = typer.Typer(
-    help="Look at an index, check it, tidy it up.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-)
+app = group("Look at an index, check it, tidy it up.")
 
 Uri = Annotated[str, typer.Argument(metavar="URI", help="Folder or s3:// prefix of the index.")]
 AtVersion = Annotated[
     int | None, typer.Option("--version", min=1, help="A version; left out: the latest.")
 ]
-
-
-@app.callback()
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command()
@@ -63,12 +54,7 @@ def info(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJson 
 
 @app.command()
 @with_storage
-def history(
-    storage: Storage,
-    uri: Uri,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the latest ones.")] = None,
-    as_json: AsJson = False,
-) -> None:
+def history(storage: Storage, uri: Uri, limit: Limit = None, as_json: AsJson = False) -> None:
     """The versions of an index, newest first."""
     with told(as_json):
         from mmray.index.upkeep import history as versions
@@ -109,14 +95,8 @@ def verify(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJso
     if as_json:
         emit({**asdict(result), "ok": result.ok})
     else:
-        for problem in result.problems:
-            typer.echo(f"PROBLEM  {problem}")
-        number = len(result.problems)
-        verdict = "ok" if result.ok else f"{number} problem{'s' if number > 1 else ''}"
-        typer.echo(
-            f"{result.uri} version {result.version}: {verdict}; {result.rows:,} rows, "
-            f"{result.files:,} files, {size(result.bytes)}"
-        )
+        facts = f"{result.rows:,} rows, {result.files:,} files, {size(result.bytes)}"
+        show_verdict(f"{result.uri} version {result.version}", result.problems, facts)
     if not result.ok:
         raise typer.Exit(FAILED)
 
@@ -127,7 +107,7 @@ def gc(
     storage: Storage,
     uri: Uri,
     keep: Annotated[int, typer.Option(min=1, help="Versions to keep, the newest.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove old versions, and files that no version left needs."""
@@ -137,9 +117,5 @@ def gc(
         result = collect(uri, storage, keep=keep, dry_run=dry_run)
     if as_json:
         emit({"uri": storage.normalise(uri), "dry_run": dry_run, **asdict(result)})
-        return
-    if dry_run:
-        for path in result.removed:
-            typer.echo(path)
-    word = "would be removed" if dry_run else "removed"
-    typer.echo(f"{len(result.removed):,} files ({size(result.bytes)}) {word}")
+    else:
+        show_removed(result, dry_run)

@@ -45,13 +45,18 @@ def search(  # noqa: PLR0913 (each is an option)
     where: Annotated[
         str | None, typer.Option(metavar="SQL", help="Such as \"category = 'food'\".")
     ] = None,
+    where_seconds: Annotated[
+        float | None, typer.Option(min=0.001, help="Time for --where; left out: 30.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Hits.")] = 10,
     exclude_self: Annotated[
         bool, typer.Option("--exclude-self", help="Leave out the rows of --like and --unlike.")
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Folder of the encoder's weights on this machine."),
+        typer.Option(
+            metavar="PATH", help="Folder of the encoder's weights, or a checkpoint's uri."
+        ),
     ] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="Of the index; left out: the latest.")
@@ -66,10 +71,10 @@ def search(  # noqa: PLR0913 (each is an option)
     query = {"text": text, "image": image, "audio": audio, "like": like, "unlike": unlike}
     asked = {name: list(values) for name, values in query.items() if values}
     with told(as_json):
-        _require(asked, html)
+        _require(asked, model, html)
         import mmray
 
-        opened = mmray.open_index(index, storage, version)
+        opened = mmray.open_index(index, storage, version, where_seconds=where_seconds)
         vector = _vector(opened, asked, model)
         own = [*asked.get("like", ()), *asked.get("unlike", ())] if exclude_self else None
         found = opened.search(vector, k, where=where, exclude=own)
@@ -86,11 +91,13 @@ def search(  # noqa: PLR0913 (each is an option)
         typer.echo(str(html))
 
 
-def _require(asked: Mapping[str, list[str]], html: Path | None) -> None:
+def _require(asked: Mapping[str, list[str]], model: str | None, html: Path | None) -> None:
     if not asked:
         raise RefusedError("say what to look for: --text, --image, --audio or --like")
     if asked.keys() == {"unlike"}:
         raise RefusedError("--unlike says only what to stay away from: say what to look for too")
+    if model is not None and asked.keys() <= {"like", "unlike"}:
+        raise RefusedError("--model: --like and --unlike need no encoder; leave --model out")
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise RefusedError(f"{html}: no file can be written there")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmray.cli.alike import DryRun, Limit, group, show_removed, show_verdict
 from mmray.cli.told import FAILED, AsJson, emit, show, size, told, with_storage
 from mmray.errors import SpecError
 from mmray.storage import Storage
@@ -14,11 +15,7 @@ from mmray.storage import Storage
 if TYPE_CHECKING:
     from mmray.store import Store
 
-app = typer.Typer(
-    help="Look at a store, check it, go back to a version of it, tidy it up.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-)
+app = group("Look at a store, check it, go back to a version of it, tidy it up.")
 
 Uri = Annotated[str, typer.Argument(metavar="URI", help="Folder or s3:// prefix of the store.")]
 AtVersion = Annotated[
@@ -26,12 +23,6 @@ AtVersion = Annotated[
 ]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-@app.callback()
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 def _open(uri: str, storage: Storage, version: int | None = None) -> "Store":
@@ -71,12 +62,7 @@ def info(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJson 
 
 @app.command()
 @with_storage
-def history(
-    storage: Storage,
-    uri: Uri,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the latest ones.")] = None,
-    as_json: AsJson = False,
-) -> None:
+def history(storage: Storage, uri: Uri, limit: Limit = None, as_json: AsJson = False) -> None:
     """The versions of a store, newest first."""
     with told(as_json):
         store = _open(uri, storage)
@@ -103,14 +89,10 @@ def verify(storage: Storage, uri: Uri, version: AtVersion = None, as_json: AsJso
         place = {"uri": store.uri, "version": store.version, "ok": result.ok}
         emit({**place, **asdict(result)})
     else:
-        for problem in result.problems:
-            typer.echo(f"PROBLEM  {problem}")
-        number = len(result.problems)
-        verdict = "ok" if result.ok else f"{number} problem{'s' if number > 1 else ''}"
-        typer.echo(
-            f"{store.uri} version {store.version}: {verdict}; {result.rows:,} rows in "
-            f"{result.parts:,} parts, {result.quarantined:,} in quarantine"
+        facts = (
+            f"{result.rows:,} rows in {result.parts:,} parts, {result.quarantined:,} in quarantine"
         )
+        show_verdict(f"{store.uri} version {store.version}", result.problems, facts)
         if result.orphans:
             typer.echo(
                 f"remark: {result.orphans:,} files that no version names, left by interrupted "
@@ -147,7 +129,7 @@ def gc(
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help="Such as 30m, 24h or 7d; a running job's parts stay.")
     ] = "24h",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove files that no version of the store names."""
@@ -158,12 +140,8 @@ def gc(
         result = collect(_open(uri, storage), older_than=age, dry_run=dry_run)
     if as_json:
         emit({"uri": storage.normalise(uri), "dry_run": dry_run, **asdict(result)})
-        return
-    if dry_run:
-        for path in result.removed:
-            typer.echo(path)
-    word = "would be removed" if dry_run else "removed"
-    typer.echo(f"{len(result.removed):,} files ({size(result.bytes)}) {word}")
+    else:
+        show_removed(result, dry_run)
 
 
 @app.command()

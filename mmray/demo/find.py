@@ -1,6 +1,7 @@
-"""The end of the demo: an index of its pictures, asked by the command that a person would type.
+"""What the demo looks for in its indexes, by the command that a person would type.
 
-A question has no word of the caption that it should find; a picture has to find itself.
+Words have none of the caption that they should find; a picture has to find itself; a spoken
+description is another way to ask for its picture.
 """
 
 import json
@@ -39,9 +40,19 @@ class Hit:
         return f"{self.score:.3f}  {self.caption or self.key}"
 
 
-def questions(pictures: Sequence[Picture], found: Container[str]) -> tuple[str, Path]:
-    """Words and a picture to look for: those that suit the stamps, else of a picture that the index
-    has.
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What to look for."""
+
+    words: str
+    picture: Picture
+    spoken: Picture | None
+    """A picture whose sound is asked with."""
+
+
+def questions(pictures: Sequence[Picture], found: Container[str]) -> Questions:
+    """Words, a picture and a sound to look for: those that suit the stamps, else of a picture that
+    the index has.
 
     `found` are the keys that it has. Raises `MmrayError` where none of the pictures is among them.
     """
@@ -50,18 +61,20 @@ def questions(pictures: Sequence[Picture], found: Container[str]) -> tuple[str, 
         raise MmrayError("the index has none of the pictures")
     stamp = next((each for each in there if each.key == PICTURE), None)
     if stamp is not None:
-        return WORDS, stamp.path
+        return Questions(WORDS, stamp, stamp if stamp.sound else None)
     told = next((each for each in there if each.caption), there[0])
-    return told.caption or told.path.stem, told.path
+    spoken = next((each for each in there if each.sound), None)
+    return Questions(told.caption or told.path.stem, told, spoken)
 
 
-def ask(option: str, value: str, page: Path) -> list[Hit]:
-    """`mmray search` with `--text` or `--image` in a process of its own; writes the page of hits.
+def ask(index: str, option: str, value: str, page: Path) -> list[Hit]:
+    """`mmray search` with `--text`, `--image` or `--audio` in a process of its own; writes the page
+    of hits.
 
     Raises `MmrayError` where the command fails.
     """
     # Joined by `=`, so that words may begin with a dash.
-    asked = [INDEX, f"{option}={value}", f"-k{HITS}", "--json", "--html", str(page)]
+    asked = [index, f"{option}={value}", f"-k{HITS}", "--json", "--html", str(page)]
     command = [sys.executable, "-m", "mmray", "search", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

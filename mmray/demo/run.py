@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import mmray
-from mmray.demo.find import HITS, INDEX, INDEX_SPEC, ask, questions
+from mmray.demo import learn
+from mmray.demo.find import HITS, INDEX, INDEX_SPEC, Questions, ask, questions
 from mmray.demo.objectstore import LocalS3
 from mmray.demo.pack import pack
 from mmray.demo.stamps import Picture, fetch_stamps, stamps, user_samples
@@ -24,7 +25,7 @@ OUT = Path("out") / "demo"
 SHARDS = 8
 SPEC: dict[str, Any] = {
     "job": "embed",
-    "source": {"kind": "webdataset", "uri": "s3://demo/pictures/*.tar"},
+    "source": {"kind": "webdataset", "uri": learn.TARS},
     "encoder": {
         "kind": "combined",
         "of": [
@@ -33,7 +34,7 @@ SPEC: dict[str, Any] = {
         ],
     },
     "store": {"uri": "s3://demo/stores/pictures"},
-    "keep": ["caption", "category", "speech_language"],
+    "keep": learn.KEEP,
     "thumbnails": 96,
     "errors": {"max_fraction": 0.05},
 }
@@ -44,13 +45,14 @@ FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN")
 
 
 def main(data: Path | None = None, out: Path = OUT) -> Report:
-    """Pack, embed, show, search, and do the same jobs again. The report is of the embed job.
+    """Pack, embed, show, search, learn, search with what was learned, and do the same jobs again.
+    The report is of the embed job.
 
     Raises:
         RefusedError: the pictures can't be had, or `data` holds none.
         MmrayError: a step did not do what the demo says it does.
     """
-    say = _Steps(9)
+    say = _Steps(13)
     say("get pictures with captions and speech")
     folder = data or fetch_stamps()
     pictures = list(user_samples(folder)) if data else drawings(folder)
@@ -73,32 +75,69 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         _show_store()
 
         say("keep the report: its page shows what is near what, and plays it")
-        page = out / "report.html"
-        page.write_bytes(Storage().read_bytes(str(report.outputs["page"])))
-        print(f"  {page.absolute()}")
+        _keep(report, out / "report.html")
 
         say("build an index of the pictures: mmray run jobs/index-demo.yaml")
         _tell_index(mmray.run(INDEX_SPEC))
 
-        words, picture = questions(pictures, _keys())
-        found = out / "search.html"
-        say(f'find pictures by words: mmray search {INDEX} --text "{words}" -k {HITS}')
-        _search("--text", words, found)
+        asked = questions(pictures, _keys())
+        say(f'find pictures by words: mmray search {INDEX} --text "{asked.words}" -k {HITS}')
+        _search(INDEX, "--text", asked.words, out / "search.html")
 
-        say(f"find pictures by a picture: mmray search {INDEX} --image {picture.name} -k {HITS}")
-        itself = _search("--image", str(picture), out / "search-picture.html")
-        if itself < SAME:
-            raise MmrayError(f"{picture} is in the index, but did not find itself")
+        training = learn.train_spec(pictures)
+        if training is None:
+            say("no model is learned: the pictures have neither captions nor sounds")
+        else:
+            _learn(training, asked, out, say)
 
-        say("run both jobs again: nothing is done twice")
-        again, indexed = mmray.run(SPEC), mmray.run(INDEX_SPEC)
-        _tell(again)
-        print(f"  {indexed.rows_written:,} rows indexed, {indexed.rows_skipped:,} skipped")
-        if again.rows_read or indexed.rows_read:
-            rows = again.rows_read + indexed.rows_read
-            raise MmrayError(f"the second run read {rows} rows that were done")
-    print(f"\ndone in {say.seconds:.0f} s. Open {page} and {found} in a browser.")
+        say("run all jobs again: nothing is done twice")
+        _again(training)
+    pages = ", ".join(page.name for page in sorted(out.glob("*.html")))
+    print(f"\ndone in {say.seconds:.0f} s. Open the pages in {out} in a browser: {pages}.")
     return report
+
+
+def _learn(training: dict[str, Any], asked: Questions, out: Path, say: "_Steps") -> None:
+    """Train the joint model, embed with it, and search by words, pictures and speech."""
+    say("learn one space for all of it: mmray run jobs/train-demo.yaml")
+    trained = mmray.run(training)
+    for line in learn.told(trained):
+        print(f"  {line}")
+    _keep(trained, out / "training.html")
+
+    say("embed again, with the model that was learned: mmray run jobs/embed-joint.yaml")
+    _tell(mmray.run(learn.EMBED_SPEC))
+    _tell_index(mmray.run(learn.INDEX_SPEC))
+
+    search = f"mmray search {learn.INDEX}"
+    say(f'find pictures by words: {search} --text "{asked.words}" -k {HITS}')
+    _search(learn.INDEX, "--text", asked.words, out / "joint-words.html")
+
+    picture = asked.picture.path
+    say(f"find pictures by a picture: {search} --image {picture.name} -k {HITS}")
+    itself = _search(learn.INDEX, "--image", str(picture), out / "joint-picture.html")
+    if itself < SAME:
+        raise MmrayError(f"{picture} is in the index, but did not find itself")
+
+    if asked.spoken is None or "audio" not in training["model"]["towers"]:
+        say("no sounds to find pictures by")
+        return
+    sound = asked.spoken.sound
+    assert sound is not None
+    say(f"find pictures by a spoken word: {search} --audio {sound.name} -k {HITS}")
+    _search(learn.INDEX, "--audio", str(sound), out / "joint-spoken.html")
+
+
+def _again(training: dict[str, Any] | None) -> None:
+    """Raises MmrayError where a job finds something to do."""
+    specs = [SPEC, INDEX_SPEC]
+    if training is not None:
+        specs += [training, learn.EMBED_SPEC, learn.INDEX_SPEC]
+    for spec in specs:
+        report = mmray.run(spec)
+        print(f"  {spec['job']}: {report.rows_read:,} rows read, {report.rows_skipped:,} skipped")
+        if report.rows_read:
+            raise MmrayError(f"the second run read {report.rows_read} rows that were done")
 
 
 def drawings(folder: Path) -> list[Picture]:
@@ -170,9 +209,15 @@ def _tell_index(report: Report) -> None:
     )
 
 
-def _search(option: str, value: str, page: Path) -> float:
+def _keep(report: Report, page: Path) -> None:
+    """A report's page, on this machine."""
+    page.write_bytes(Storage().read_bytes(str(report.outputs["page"])))
+    print(f"  {page.absolute()}")
+
+
+def _search(index: str, option: str, value: str, page: Path) -> float:
     """Show what is found; the best score."""
-    hits = ask(option, value, page)
+    hits = ask(index, option, value, page)
     for hit in hits:
         print(f"  {hit}")
     print(f"  {page.absolute()}")

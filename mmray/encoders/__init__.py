@@ -40,6 +40,10 @@ class Encoder(Protocol):
         """Windows of sound, float32 [samples] each, mono at `card.audio.rate` and no longer than
         `card.audio.window`, to float32 [n, d]."""
 
+    def encode_videos(self, videos: list[list[np.ndarray]]) -> np.ndarray:
+        """Frames of each video in order, uint8 [h, w, 3] of `card.video.size`, to float32 [n, d].
+        Asked only where there is a `card.video`: else frames go through `encode_images`."""
+
 
 Describe = Callable[[Any, EncodeOptions], EncoderCard]
 Load = Callable[[Any, EncoderCard, str, EncodeOptions], Encoder]

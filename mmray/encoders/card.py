@@ -4,11 +4,12 @@ A card is computed without torch, so that planning or refusing a job costs no mo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
+from mmray.storage import Storage
 
 DeclaredDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -30,6 +31,8 @@ class EncodeOptions:
     """Tokens kept of a text; `None`: the model's own limit."""
     threads: int | None = None
     """CPU threads of this process's torch; `None` leaves them as they are."""
+    storage: Storage = field(default_factory=Storage)
+    """Reaches weights in object storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,21 @@ class EncoderCard:
     fingerprint: str
     """32 hex digits: weights, preprocessing, pooling and the declared dtype."""
     dims: dict[str, int]
-    """Modality to vector length, such as `{"image": 512, "text": 512}`."""
+    """Modality to vector length, such as `{"image": 512, "text": 512}`. `video` is among them only
+    where the encoder takes videos as such."""
     image: ImageTransform | None
     max_tokens: int | None
     name: str
     """For people: `clip (/models/clip-vit-b-32)`."""
     details: Mapping[str, Any]
     audio: AudioTransform | None = None
+    video: ImageTransform | None = None
+    """How it wants the frames of a video that it takes as a whole; `None`: a video is its frames,
+    which are pictures."""
+
+    def through(self, modality: str) -> str:
+        """The modality of `dims` that `modality` goes through: a video may go as pictures."""
+        return "image" if modality == "video" and "video" not in self.dims else modality
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ def describe(spec: CombinedEncoder, options: EncodeOptions) -> EncoderCard:
         name=" + ".join(card.name for card in cards),
         details=details,
         audio=next((card.audio for card in cards if card.audio is not None), None),
+        video=next((card.video for card in cards if card.video is not None), None),
     )
 
 
@@ -88,6 +89,10 @@ class Parts:
     def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
         """float32 [samples] each to float32 [n, d]."""
         return self._part("audio").encode_audios(waves)
+
+    def encode_videos(self, videos: list[list[np.ndarray]]) -> np.ndarray:
+        """uint8 [h, w, 3] frames, of `card.video.size`, of each to float32 [n, d]."""
+        return self._part("video").encode_videos(videos)
 
     def _part(self, modality: str) -> "Encoder":
         if modality not in self._by:

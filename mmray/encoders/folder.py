@@ -7,14 +7,16 @@ code when it's opened, so it's refused by name.
 import json
 import os
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmray.errors import RefusedError, SpecError
 
-_INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -82,17 +84,29 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the model's weights, in the order of their names."""
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    index = read_json(folder, _INDEX)
+    there = {path.name for path in folder.glob("*") if path.is_file()}
+    index = None if _WEIGHTS in there else read_json(folder, WEIGHTS_INDEX)
+    return [folder / name for name in weight_names(there, index, str(folder))]
+
+
+def weight_names(there: Collection[str], index: Mapping[str, Any] | None, where: str) -> list[str]:
+    """Names of the safetensors files that hold the weights, in their order.
+
+    Args:
+        there: names of the files in the folder.
+        index: its `model.safetensors.index.json`, where there is one.
+        where: the folder, for people.
+    """
+    if _WEIGHTS in there:
+        return [_WEIGHTS]
     if index is None:
-        raise RefusedError(_no_weights(folder))
-    paths = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise RefusedError(f"{folder / _INDEX} names missing weights: {', '.join(missing)}")
-    return paths
+        raise RefusedError(_no_weights(there, where))
+    names = sorted(set(index.get("weight_map", {}).values()))
+    missing = [name for name in names if name not in there]
+    if missing or not names:
+        listed = ", ".join(missing)
+        raise RefusedError(f"{where}/{WEIGHTS_INDEX} names missing weights: {listed}")
+    return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +154,11 @@ def read_shapes(paths: list[Path]) -> TensorShapes:
     return TensorShapes(shapes, str(paths[0].parent))
 
 
-def _no_weights(folder: Path) -> str:
-    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+def _no_weights(there: Collection[str], where: str) -> str:
+    pickled = sorted(name for name in there if name.endswith(_PICKLES))
     if not pickled:
-        return f"no model.safetensors in {folder}"
+        return f"no {_WEIGHTS} in {where}"
     return (
-        f"{folder} has only weights that run code when opened ({', '.join(pickled)}): "
+        f"{where} has only weights that run code when opened ({', '.join(pickled)}): "
         "convert them to safetensors"
     )

@@ -34,7 +34,7 @@ from mmray.specs.common import HfEncoder
 
 if TYPE_CHECKING:
     from mmray.encoders.towers import TowerEncoder
-    from mmray.models.backbones import Backbone
+    from mmray.models.forward import Wiring
 
 # Tokenizers without a limit of their own say so with an astronomical number.
 _NO_LIMIT = 1_000_000
@@ -55,6 +55,23 @@ class HfModel:
     lower_case: bool
     details: dict[str, Any]
     extractor: Extractor | None = None
+
+    @property
+    def kind(self) -> str:
+        """The `family` of `mmray.models.forward.Wiring`."""
+        if self.extractor is not None:
+            if self.pooling is None:
+                return "clap"
+            return "whisper" if self.extractor.pads else "wave"
+        if self.pooling is None:
+            return "joint"
+        return "image" if self.image is not None else "text"
+
+    @property
+    def hop(self) -> int:
+        """Samples between two columns of the spectrogram that it takes; 0 where it takes none."""
+        settings = {} if self.extractor is None else self.extractor.settings
+        return int(settings.get("hop_length", 0))
 
     def card(self, name: str) -> EncoderCard:
         """The card; `name` is what the user called the model."""
@@ -132,11 +149,11 @@ def examine(folder: Path, pooling: str | None, options: EncodeOptions) -> HfMode
 def build(model: HfModel, card: EncoderCard, device: str, options: EncodeOptions) -> "TowerEncoder":
     """Load an examined model on `device`. Imports torch."""
     from mmray.encoders import towers
-    from mmray.models.backbones import load_tokenizer
+    from mmray.models.backbones import load_backbone, load_tokenizer
     from mmray.models.devices import place
 
     placement = place(device, options.dtype)
-    backbone = _load_backbone(model)
+    backbone = load_backbone(model.folder, wiring_of(model))
     placement.settle(backbone.module)
     image = text = audio = None
     if backbone.image is not None and model.image is not None:
@@ -156,22 +173,11 @@ def build(model: HfModel, card: EncoderCard, device: str, options: EncodeOptions
     return towers.TowerEncoder(card, image, text, audio)
 
 
-def _load_backbone(model: HfModel) -> "Backbone":
-    from mmray.models import backbones
+def wiring_of(model: HfModel) -> "Wiring":
+    """What decides how an examined model is built and run. Imports torch."""
+    from mmray.models.forward import Wiring
 
-    learned = bool(model.family.pooler)
-    if model.extractor is not None:
-        if model.pooling is None:
-            return backbones.load_audio_joint(model.folder)
-        if model.extractor.pads:
-            hop = int(model.extractor.settings["hop_length"])
-            return backbones.load_speech_encoder(model.folder, hop)
-        return backbones.load_wave_encoder(model.folder)
-    if model.pooling is None:
-        return backbones.load_joint(model.folder)
-    if model.image is not None:
-        return backbones.load_image_only(model.folder, model.pooling, optional_pooler=learned)
-    return backbones.load_text_only(model.folder, model.pooling, optional_pooler=learned)
+    return Wiring(model.kind, model.pooling, bool(model.family.pooler), model.hop)
 
 
 def _pooling(

@@ -16,11 +16,16 @@ from mmray.encoders.fingerprint import fingerprint
 from mmray.errors import RefusedError, SpecError
 from mmray.specs.common import ImportEncoder
 
-_METHODS = {"image": "encode_images", "text": "encode_texts", "audio": "encode_audios"}
+_METHODS = {
+    "image": "encode_images",
+    "text": "encode_texts",
+    "audio": "encode_audios",
+    "video": "encode_videos",
+}
 
 
 def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
-    """Import the module and read `fingerprint`, `dims`, `image` and `audio` off the class.
+    """Import the module and read `fingerprint`, `dims`, `image`, `audio` and `video` off the class.
 
     The options are part of the identity: they may choose weights. Raises `SpecError` when the
     class can't be found, `RefusedError` when it doesn't say what an encoder must.
@@ -31,6 +36,7 @@ def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
     dims: Any = getattr(kind, "dims", None)
     image: Any = getattr(kind, "image", None)
     audio: Any = getattr(kind, "audio", None)
+    video: Any = getattr(kind, "video", None)
     if not isinstance(identity, str) or not identity:
         raise RefusedError(f"{spec.model} needs a class attribute `fingerprint`: a string")
     if not _is_dims(dims):
@@ -39,6 +45,8 @@ def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
         raise RefusedError(f"{spec.model} needs `image`, an ImageTransform, if it takes images")
     if ("audio" in dims) != isinstance(audio, AudioTransform):
         raise RefusedError(f"{spec.model} needs `audio`, an AudioTransform, if it takes sound")
+    if ("video" in dims) != isinstance(video, ImageTransform):
+        raise RefusedError(f"{spec.model} needs `video`, an ImageTransform, if it takes videos")
     for modality in dims:
         if not callable(getattr(kind, _METHODS[modality], None)):
             raise RefusedError(f"{spec.model} has no method {_METHODS[modality]}")
@@ -51,6 +59,8 @@ def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
     }
     if "audio" in dims:  # not a null for others, whose fingerprints are older than sound
         details["audio"] = audio.to_json()
+    if "video" in dims:
+        details["video"] = video.to_json()
     return EncoderCard(
         fingerprint=fingerprint(details),
         dims=dict(dims),
@@ -59,6 +69,7 @@ def describe(spec: ImportEncoder, options: EncodeOptions) -> EncoderCard:
         name=spec.model,
         details=details,
         audio=audio if "audio" in dims else None,
+        video=video if "video" in dims else None,
     )
 
 
@@ -100,6 +111,10 @@ class ImportedEncoder:
     def encode_audios(self, waves: list[np.ndarray]) -> np.ndarray:
         """float32 [samples] each to float32 [n, d]."""
         return self._checked("audio", waves)
+
+    def encode_videos(self, videos: list[list[np.ndarray]]) -> np.ndarray:
+        """uint8 [h, w, 3] frames of each to float32 [n, d]."""
+        return self._checked("video", videos)
 
     def _checked(self, modality: str, items: list[Any]) -> np.ndarray:
         if modality not in self.card.dims:

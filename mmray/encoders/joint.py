@@ -1,19 +1,16 @@
-"""A checkpoint of a train job as an encoder: text, pictures and sound in one space.
+"""A checkpoint of a train job as an encoder: text, pictures, sound and video in one space.
 
 The card comes from the checkpoint's own files, without torch. Where a model has no image tower but
-one for video, a picture is a video of one frame. The output of a train job stands for the best of
-its checkpoints.
+one for video, a picture is a video of one frame.
 """
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmray.encoders.card import EncodeOptions, EncoderCard
 from mmray.encoders.fingerprint import digest, essential, fingerprint
-from mmray.encoders.folder import TOKENIZER_FILES, read_json, read_shapes, weight_files
+from mmray.encoders.folder import TOKENIZER_FILES, read_json
 from mmray.encoders.joint_config import TOKENIZERS, audio_of, image_of
+from mmray.encoders.joint_folder import MODEL_TYPE, Checkpoint, opened
 from mmray.errors import RefusedError, SpecError
 from mmray.specs.common import JointEncoder
 
@@ -24,86 +21,26 @@ if TYPE_CHECKING:
     from mmray.models.devices import Placement
     from mmray.models.joint.model import JointModel
 
-MODEL_TYPE = "mmray-joint"
-_BEST = re.compile(r"checkpoints/step-\d{8}")
 _TRAINING = frozenset({"modality_dropout", "augment", "adversarial", "dropout"})
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint folder, as far as its JSON files say."""
-
-    folder: Path
-    config: dict[str, Any]
-    weights: list[Path]
-
-    @property
-    def towers(self) -> dict[str, dict[str, Any]]:
-        """Modality to settings."""
-        found: dict[str, dict[str, Any]] = self.config["towers"]
-        return found
-
-    @property
-    def sees(self) -> str | None:
-        """The tower that pictures go through."""
-        return next((each for each in ("image", "video") if each in self.towers), None)
-
-    @property
-    def tokenizers(self) -> dict[str, Path]:
-        """`text` and `caption` to the folders of their tokenizers; bytes have none."""
-        root = self.folder / TOKENIZERS
-        return {each.name: each for each in sorted(root.glob("*")) if each.is_dir()}
-
-
-def open_checkpoint(model: str) -> Checkpoint:
-    """Look into a checkpoint folder. Raises `RefusedError` for one that is missing, torn, of
-    another architecture, or has weights that run code when opened."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise RefusedError(f"no checkpoint folder at {model}")
-    folder = _best(folder)
-    config = read_json(folder, "config.json")
-    if config is None:
-        raise RefusedError(f"no config.json in {folder}: not a whole checkpoint")
-    found = config.get("model_type")
-    if found != MODEL_TYPE:
-        raise RefusedError(
-            f"{folder} holds a model of type {found!r}, not a joint one; kind: hf takes others"
-        )
-    weights = weight_files(folder)
-    _check_weights(weights)
-    shapes = read_shapes(weights)
-    try:
-        for modality in config["towers"]:
-            if shapes.axis(f"towers.{modality}.projection.weight", 0) != config["dim"]:
-                raise RefusedError(f"{folder}: its weights are of another dim than its config.json")
-    except (KeyError, TypeError) as error:
-        raise RefusedError(f"{folder}: its config.json lacks {error}") from error
-    return Checkpoint(folder, config, weights)
-
-
-def _best(folder: Path) -> Path:
-    """The model of the best checkpoint, where `folder` is the output of a train job."""
-    pointer = read_json(folder, "checkpoint.json")
-    if pointer is None:
-        return folder
-    best = pointer.get("best")
-    if not isinstance(best, str) or not _BEST.fullmatch(best):
-        raise RefusedError(f"{folder / 'checkpoint.json'} names no checkpoint")
-    return folder / best / "model"
-
-
 def describe(spec: JointEncoder, options: EncodeOptions) -> EncoderCard:
-    """The card of a checkpoint folder. Raises `SpecError` or `RefusedError`."""
-    checkpoint = open_checkpoint(spec.model)
+    """The card of a checkpoint, here or in object storage.
+
+    Raises `SpecError` or `RefusedError`, and `StorageError` where storage stayed broken.
+    """
+    with opened(spec.model, options.storage, whole=False) as checkpoint:
+        return _card(spec, checkpoint, options)
+
+
+def _card(spec: JointEncoder, checkpoint: Checkpoint, options: EncodeOptions) -> EncoderCard:
     towers, sees = checkpoint.towers, checkpoint.sees
-    heard = audio_of(towers["audio"]) if "audio" in towers else None
     max_tokens = _max_tokens(checkpoint, options)
-    served = [name for name, there in (("image", sees), ("audio", heard)) if there]
     details = {
-        "format": 1,
+        # 2: a video goes through its own tower as a whole.
+        "format": 2 if "video" in towers else 1,
         "model_type": MODEL_TYPE,
-        "weights": [digest(path) for path in checkpoint.weights],
+        "weights": checkpoint.digests(),
         "config": {
             key: value
             for key, value in essential(checkpoint.config).items()
@@ -115,21 +52,32 @@ def describe(spec: JointEncoder, options: EncodeOptions) -> EncoderCard:
     }
     return EncoderCard(
         fingerprint=fingerprint(details),
-        dims=dict.fromkeys(
-            [*served, *(["text"] if "text" in towers else [])], checkpoint.config["dim"]
-        ),
+        dims=dict.fromkeys([*towers, *(("image",) if sees else ())], checkpoint.config["dim"]),
         image=None if sees is None else image_of(towers[sees]),
         max_tokens=max_tokens,
         name=f"joint ({spec.model})",
         details=details,
-        audio=heard,
+        audio=audio_of(towers["audio"]) if "audio" in towers else None,
+        video=image_of(towers["video"]) if "video" in towers else None,
     )
 
 
 def load(
     spec: JointEncoder, card: EncoderCard, device: str, options: EncodeOptions
 ) -> "TowerEncoder":
-    """Load a checkpoint on `device`, with its adapters folded in. Imports torch."""
+    """Load a checkpoint on `device`, with its adapters folded in. Imports torch.
+
+    Raises `RefusedError` where it isn't the card's any more: the best one may have changed.
+    """
+    with opened(spec.model, options.storage) as checkpoint:
+        if checkpoint.known not in (None, tuple(card.details["weights"])):
+            raise RefusedError(f"{spec.model} has become another checkpoint while it was loaded")
+        return _load(checkpoint, card, device, options)
+
+
+def _load(
+    checkpoint: Checkpoint, card: EncoderCard, device: str, options: EncodeOptions
+) -> "TowerEncoder":
     import torch
 
     from mmray.encoders import towers
@@ -137,13 +85,12 @@ def load(
     from mmray.models.devices import place
     from mmray.models.joint.checkpoint import load as load_model
 
-    checkpoint = open_checkpoint(spec.model)
     model = load_model(checkpoint.folder)
     model.merge_adapters()
     placement = place(device, options.dtype)
     _settle(model, placement)
     built: dict[str, Any] = dict(model.towers.items())
-    image = text = audio = None
+    image = text = audio = video = None
     if checkpoint.sees is not None and card.image is not None:
         image = towers.ImageTower(built[checkpoint.sees].see, card.image, placement, options)
     if "text" in built:
@@ -166,7 +113,11 @@ def load(
             return vectors
 
         audio = towers.AudioTower(hear, audio_rules(hearer.settings), placement, options)
-    return towers.TowerEncoder(card, image, text, audio)
+    if card.video is not None:
+        watcher = built["video"]
+        frames = towers.ImageTower(watcher.network, card.video, placement, options)
+        video = towers.VideoTower(frames, watcher.watch, placement)
+    return towers.TowerEncoder(card, image, text, audio, video)
 
 
 def _settle(model: "JointModel", placement: "Placement") -> None:
@@ -200,15 +151,3 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
         return {"bytes": 1}
     files = {name: digest(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     return files | {"config": essential(read_json(folder, "tokenizer_config.json") or {})}
-
-
-def _check_weights(paths: list[Path]) -> None:
-    """Refuse a file that is shorter than its header says: a torn copy."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in paths:
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise RefusedError(f"{path} isn't a whole safetensors file: {error}") from error

@@ -14,18 +14,21 @@ from mmray.decode.audio import AudioTransform
 from mmray.decode.image import ImageTransform
 from mmray.encoders import speech
 from mmray.encoders.card import EncodeOptions
+from mmray.encoders.families import FAMILIES
 from mmray.encoders.fingerprint import essential
 from mmray.encoders.folder import TOKENIZER_FILES, find_folder, read_json, weight_files
 from mmray.encoders.hf import HfModel, examine
 from mmray.encoders.packaged import LITE0_FEATURES, LITE0_TRANSFORM, examine_minilm, lite0_weights
 from mmray.errors import RefusedError, SpecError
 from mmray.specs.joint import (
+    Caption,
     ConvTower,
     HfDecoder,
     HfTower,
     ModelSpec,
     PackagedTower,
     RecurrentTower,
+    Tuned,
 )
 from mmray.specs.train import TrainOptions
 
@@ -34,8 +37,12 @@ TOKENIZERS = "tokenizers"
 
 _SIZES = {"last_n": 2, "lora": 8, "adalora": 8, "prefix": 8}
 _SMALL_RATE = 16_000
-_TAKE_PREFIX = frozenset({"bert", "roberta", "xlm-roberta"})
+TAKE_PREFIX = frozenset({"bert", "roberta", "xlm-roberta"})
 """Text models that take the keys and values of places before the text."""
+DECODERS_TAKE_PREFIX = frozenset(
+    {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2", "qwen3"}
+)
+"""Language models that do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +156,11 @@ def _hf(modality: str, tower: HfTower | PackagedTower, settled: Settled) -> dict
     if part not in model.dims:
         takes = ", ".join(sorted(model.dims))
         raise SpecError(f"{path}.model", f"{model.model_type} models take {takes}, not {modality}")
-    if tower.train == "prefix" and model.model_type not in _TAKE_PREFIX:
-        known = ", ".join(sorted(_TAKE_PREFIX))
-        message = f"{model.model_type} models can't be given a prefix; {known} can"
-        raise SpecError(f"{path}.train", message)
+    _check_prefix(tower, model.model_type, TAKE_PREFIX, path)
     settled.sources[modality] = model.folder
     settings = {
         **_tuned(tower),
-        "family": _family(model),
+        "family": model.kind,
         "features": model.dims[part],
         "config": essential(read_json(model.folder, "config.json")),
         "pooling": model.pooling,
@@ -175,7 +179,7 @@ def _inputs(
         assert model.extractor is not None
         extractor = {"kind": model.extractor.kind, "settings": model.extractor.settings}
         audio = {"transform": asdict(model.extractor.transform), "extractor": extractor}
-        return {"audio": audio, "hop": model.extractor.settings.get("hop_length", 0)}
+        return {"audio": audio, "hop": model.hop}
     assert model.max_tokens is not None
     assert model.text_positions is not None
     settled.tokenizers["text"] = model.folder
@@ -188,16 +192,6 @@ def _inputs(
         "tokenizer": "files",
     }
     return {"text": text}
-
-
-def _family(model: HfModel) -> str:
-    if model.extractor is not None:
-        if model.pooling is None:
-            return "clap"
-        return "whisper" if model.extractor.pads else "wave"
-    if model.pooling is None:
-        return "joint"
-    return "image" if model.image is not None else "text"
 
 
 def _heads(spec: ModelSpec, labels: Labels, settled: Settled) -> dict[str, dict[str, Any]]:
@@ -213,13 +207,15 @@ def _heads(spec: ModelSpec, labels: Labels, settled: Settled) -> dict[str, dict[
     if caption is not None:
         heads["caption"]["of"] = list(caption.of or [m for m in spec.towers if m != "text"])
         if isinstance(caption.decoder, HfDecoder):
-            heads["caption"] |= _decoder(caption.decoder, settled)
+            heads["caption"] |= _decoder(caption, caption.decoder, settled)
         else:
             heads["caption"]["decoder"] = "small"
     return heads
 
 
-def _decoder(decoder: HfDecoder, settled: Settled) -> dict[str, Any]:
+def _decoder(caption: Caption, decoder: HfDecoder, settled: Settled) -> dict[str, Any]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     path = "model.heads.caption.decoder"
     folder = _folder(decoder.model, decoder.revision, path)
     config = read_json(folder, "config.json")
@@ -229,8 +225,37 @@ def _decoder(decoder: HfDecoder, settled: Settled) -> dict[str, Any]:
     end = config.get("eos_token_id")
     if not isinstance(end, int):
         raise RefusedError(f"{folder}: its config.json names no eos_token_id to end captions with")
+    kind = str(config.get("model_type"))
+    if kind in FAMILIES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SpecError(f"{path}.model", f"{kind} models are no causal language models")
+    _check_prefix(decoder, kind, DECODERS_TAKE_PREFIX, path)
+    settings = {**_tuned(decoder), "decoder": "hf", "config": essential(config), "end": end}
+    _check_room(caption, settings)
     settled.sources["caption"] = settled.tokenizers["caption"] = folder
-    return {**_tuned(decoder), "decoder": "hf", "config": essential(config), "end": end}
+    return settings
+
+
+def _check_prefix(part: Tuned, model_type: str, takers: frozenset[str], path: str) -> None:
+    if part.train == "prefix" and model_type not in takers:
+        known = ", ".join(sorted(takers))
+        message = f"{model_type} models can't be given a prefix; {known} can"
+        raise SpecError(f"{path}.train", message)
+
+
+def _check_room(caption: Caption, settings: dict[str, Any]) -> None:
+    """A text has to fit into the decoder's positions, and what stands before it."""
+    from transformers import AutoConfig
+
+    values = dict(settings["config"])
+    config: Any = AutoConfig.for_model(values.pop("model_type"), **values)
+    room = getattr(config, "max_position_embeddings", None)
+    before = caption.prefix + (settings["size"] if settings["train"] == "prefix" else 0)
+    if room is not None and before + caption.max_length > room:
+        raise SpecError(
+            "model.heads.caption.max_length",
+            f"{caption.max_length} tokens behind {before} places, but the decoder has room"
+            f" for {room}",
+        )
 
 
 def _tuned(part: HfTower | PackagedTower | HfDecoder) -> dict[str, Any]:

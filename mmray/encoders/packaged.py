@@ -102,11 +102,9 @@ def load(
         return speech.load(card, device, options)
     from mmray.encoders.towers import ImageTower, TowerEncoder
     from mmray.models.devices import place
-    from mmray.models.lite0 import Lite0
+    from mmray.models.lite0 import load as load_lite0
 
     placement = place(device, options.dtype)
-    network = Lite0(lite0_weights())
-    placement.settle(network.module)
-    return TowerEncoder(
-        card, image=ImageTower(network.features, LITE0_TRANSFORM, placement, options)
-    )
+    network = load_lite0(lite0_weights())
+    placement.settle(network)
+    return TowerEncoder(card, image=ImageTower(network, LITE0_TRANSFORM, placement, options))

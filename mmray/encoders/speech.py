@@ -46,11 +46,11 @@ def load(card: EncoderCard, device: str, options: EncodeOptions) -> "TowerEncode
 
     from mmray.encoders.towers import AudioRules, AudioTower, TowerEncoder
     from mmray.models.devices import place
-    from mmray.models.speech import Voice
+    from mmray.models.speech import load as load_voice
 
     # 16 bits would save little time of so small a network, whose recurrence adds up what they lose.
     placement = place(device, "float32" if options.dtype == "auto" else options.dtype)
-    voice = Voice(_weights())
+    voice = load_voice(_weights())
     placement.settle(voice)
     rules = AudioRules(TRANSFORM, extract=np.stack, one_length=False)
     return TowerEncoder(card, audio=AudioTower(voice, rules, placement, options))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmray.encoders.card import EncodeOptions, EncoderCard
 from mmray.encoders.fingerprint import digest, fingerprint
+from mmray.encoders.hf import wiring_of
 from mmray.encoders.packaged import (
     LITE0_TRANSFORM,
     examine_minilm,
@@ -54,20 +55,20 @@ def load(card: EncoderCard, device: str, options: EncodeOptions) -> "TowerEncode
     from torch.nn.functional import normalize
 
     from mmray.encoders.towers import ImageTower, TextRules, TextTower, TowerEncoder
-    from mmray.models.backbones import load_text_only, load_tokenizer
+    from mmray.models.backbones import load_backbone, load_tokenizer
     from mmray.models.devices import place
-    from mmray.models.lite0 import Lite0
+    from mmray.models.lite0 import load as load_lite0
 
     model = examine_minilm(options)
     placement = place(device, options.dtype)
-    minilm = load_text_only(model.folder, model.pooling or "mean", optional_pooler=True)
+    minilm = load_backbone(model.folder, wiring_of(model))
     assert minilm.text is not None
     sentence, tokenizer = minilm.text, load_tokenizer(model.folder)
-    lite0 = Lite0(lite0_weights())
+    lite0 = load_lite0(lite0_weights())
     placement.settle(minilm.module)
     # The softmax sharpens what bfloat16 rounds: images would fall to a cosine of 0.9986 to float32.
     exact = place(device, "float32" if options.dtype == "auto" else options.dtype)
-    exact.settle(lite0.module)
+    exact.settle(lite0)
 
     rules = TextRules(limit=card.max_tokens or 256)
 

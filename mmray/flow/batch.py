@@ -5,7 +5,7 @@ failed keeps its place with its `error` set, so that nothing leaves without bein
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 
 from mmray.sources.fragment import Sample, Shard, Span
 from mmray.store.parts import Receipt
+
+FAULT = "a fault in mmray, please report it:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,17 @@ class Batch:
     previews: tuple["Preview", ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """What reading and decoding took, where they ran apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A fragment that was decoded and encoded in another process."""
+
+    batch: Batch
+    encoded: int
+    """Samples that went through the encoder."""
+    seconds: dict[str, float]
+    """Stage to seconds spent in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,25 @@ class Failed:
     """True: trying again can't help (the model does not load), so the job ends at once."""
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The encoded batches of one fragment's samples, in order, as one."""
+    first = batches[0]
+    filtered: dict[str, int] = {}
+    for batch in batches:
+        filtered = added(filtered, batch.filtered)
+    return Batch(
+        span=first.span,
+        shard_uri=first.shard_uri,
+        samples=[each for batch in batches for each in batch.samples],
+        columns={n: [each for b in batches for each in b.columns[n]] for n in first.columns},
+        inputs={},
+        keys=[each for batch in batches for each in batch.keys],
+        filtered=filtered,
+        vectors={m: [each for b in batches for each in b.vectors[m]] for m in first.vectors},
+        previews=tuple(each for batch in batches for each in batch.previews),
+    )
+
+
 def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     """The sums of two counts by name."""
     return one | {name: one.get(name, 0) + count for name, count in other.items()}
@@ -106,7 +138,12 @@ class Timer:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            self.add({name: time.perf_counter() - start})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds that another process spent in each stage."""
+        for name, spent in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
     def take(self) -> dict[str, float]:
         """What was summed since the last call."""

@@ -45,6 +45,7 @@ class Decoder:
     def __init__(self, spec: EmbedSpec, modalities: tuple[str, ...], card: EncoderCard) -> None:
         self._spec, self._modalities = spec, modalities
         self._image = card.image
+        self._video = card.video or card.image
         self._audio = None if card.audio is None else windowed(card.audio, spec)
         self._filter = Filter(spec.filter, spec.text.column, max_pixels=spec.limits.pixels)
         self._duplicates = None if spec.duplicates is None else Duplicates(spec.duplicates)
@@ -131,9 +132,9 @@ class Decoder:
 
     def _frames(self, sample: Sample) -> list[Frame]:
         film = sample.members.get("video")
-        if "video" not in self._modalities or film is None or self._image is None:
+        if "video" not in self._modalities or film is None or self._video is None:
             return []
-        return decode_video(film, self._image, self._spec.video, self._spec.limits)
+        return decode_video(film, self._video, self._spec.video, self._spec.limits)
 
     def _spread(self, row: _Row, windows: list[Window], frames: list[Frame]) -> Iterator[_Row]:
         """The row, or one for each window and frame that is to stand alone."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmray.errors import JobFailed
-from mmray.flow.batch import Batch, Failed, Finished, Work
+from mmray.flow.batch import FAULT, Batch, Failed, Finished, Work
 from mmray.flow.pool import fitting
 from mmray.flow.retry import Retried, Retry
 from mmray.flow.retrying import retried
@@ -118,8 +118,8 @@ def _dataset(work: Sequence[Work | Retry], stages: Stages) -> Any:
     import ray.data
 
     resources = stages.spec.resources
-    # What is tried again is little, and most of its part is copied: one process does it all.
-    split = bool(resources.gpus) and stages.limit is None and not isinstance(work[0], Retry)
+    # Of a sample that ends its worker one process must have all: which stage it was is then known.
+    split = bool(resources.gpus) and not stages.careful
     with warnings.catch_warnings():
         # Ray says that retries are to be set otherwise from 2.64 on, but not yet how.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -192,8 +192,7 @@ def _packed(items: Iterator[Any], uri: str) -> Iterator[dict[str, np.ndarray]]:
         for item in items:
             yield _row(item)
     except Exception:  # noqa: BLE001 (a fault of ours: it must not pass for a worker that died)
-        words = f"a fault in mmray, please report it:\n{traceback.format_exc()}"
-        yield _row(Failed(uri, words, fatal=True))
+        yield _row(Failed(uri, f"{FAULT}\n{traceback.format_exc()}", fatal=True))
 
 
 def _row(item: Any) -> dict[str, np.ndarray]:

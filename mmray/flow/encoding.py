@@ -51,7 +51,7 @@ def encode(
         "image": encoder.encode_images,
         "text": encoder.encode_texts,
         "audio": lambda sounds: pooled(encoder.encode_audios, sounds, normalize),
-        "video": lambda films: pooled(encoder.encode_images, films, normalize),
+        "video": lambda films: _watched(encoder, films, normalize),
     }
     encoded: set[int] = set()
     for modality, inputs in batch.inputs.items():
@@ -71,6 +71,13 @@ def encode(
                 sample.error = sample.error or SampleError.of("encode", error)
     batch.inputs = {}
     return len(encoded)
+
+
+def _watched(encoder: Encoder, films: list[list[np.ndarray]], normalize: bool) -> np.ndarray:
+    """As a whole, by an encoder that takes videos; else its frames are pictures."""
+    if encoder.card.video is not None:
+        return encoder.encode_videos(films)
+    return pooled(encoder.encode_images, films, normalize)
 
 
 def pooled(

@@ -11,12 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmray.encoders import Encoder
-from mmray.errors import MmrayError, ShardChanged, StorageError
+from mmray.errors import MmrayError, ShardChanged
 from mmray.flow.batch import Batch, Failed, Preview, Timer, added
 from mmray.flow.pieces import Piece, base_key, joined, rows_by_fragment
 from mmray.flow.retry import Again, Retried, Retry, Run, stands_for_more
-from mmray.flow.stages import Stages
+from mmray.flow.stages import Stages, stopped
 from mmray.flow.writing import PartWriter, quarantined_of
 from mmray.sources import Cut, Fragment, Sample, open_source
 from mmray.store.compact import TARGET
@@ -29,16 +28,11 @@ _UNCUT = Cut(rows=1 << 60, bytes=1 << 60)
 
 def retried(stages: Stages, retry: Retry) -> Iterator[Retried | Failed]:
     """Try again, and write the part anew where that changed anything."""
-    encoder = stages.encoder()
-    if isinstance(encoder, Failed):
-        yield encoder
-        return
     uri = retry.runs[0].uri
     try:
-        yield _Retrying(stages, retry, encoder).run()
+        yield _Retrying(stages, retry).run()
     except MmrayError as error:
-        uri = error.uri if isinstance(error, StorageError) else uri
-        yield Failed(uri, str(error), fatal=not isinstance(error, StorageError))
+        yield stopped(uri, error)
     except FileNotFoundError as error:  # a part that another program has vacuumed meanwhile
         yield Failed(uri, str(error), fatal=False)
 
@@ -46,8 +40,8 @@ def retried(stages: Stages, retry: Retry) -> Iterator[Retried | Failed]:
 class _Retrying:
     """One retry under way."""
 
-    def __init__(self, stages: Stages, retry: Retry, encoder: Encoder) -> None:
-        self._stages, self._retry, self._encoder = stages, retry, encoder
+    def __init__(self, stages: Stages, retry: Retry) -> None:
+        self._stages, self._retry = stages, retry
         self._schema = stages.columns.arrow_schema()
         self._timer = Timer()
         self._writer = PartWriter(stages.storage, stages.root, stages.columns, self._timer)
@@ -140,9 +134,8 @@ class _Retrying:
             look.again.span if look.again.files else fragment.span, self._schema.empty_table(), []
         )
         if fragment.samples:
-            with self._timer.stage("decode"):
-                batch = stages.decoder()(fragment, uri, stages.previews())
-            look.encoded += stages.encode(batch, self._encoder, self._timer)
+            batch, encoded = stages.take(fragment, uri, self._timer)
+            look.encoded += encoded
             table = self._writer.table([batch])
             fresh = [name not in look.settled for name in table["id"].to_pylist()]
             piece.table = table.filter(pa.array(fresh, pa.bool_()))

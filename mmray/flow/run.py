@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmray.errors import Interrupted, JobFailed
 from mmray.flow.batch import Failed, Finished, Preview, added
+from mmray.flow.careful import WORKER_DIED
 from mmray.flow.drive import Drive, Item
 from mmray.flow.plan import Plan
 from mmray.flow.retry import Retried
@@ -28,6 +29,8 @@ COMMIT_SECONDS = 3.0
 PASSES_WITHOUT_PROGRESS = 3
 BUDGET_FROM = 1_000
 """Samples read before the error budget can end a job early."""
+DEADLY = 20
+"""Samples that ended their process, before it can do so too: each costs two starts."""
 PREVIEWS = 400
 
 
@@ -105,7 +108,8 @@ class Flow:
                 strikes = 0 if self.tally.read > before else strikes + 1
                 if strikes == PASSES_WITHOUT_PROGRESS:
                     raise JobFailed(_stuck(plan, failures))
-                self._show.say("some work was not finished; taking it up again")
+                self._show.say("some work was not finished; taking it up again carefully")
+                self._stages = replace(self._stages, careful=True)
                 plan = self._replan()
         self._check_budget(plan, at_end=True)
 
@@ -202,7 +206,8 @@ class Flow:
         bad = self.tally.quarantined + plan.skipped_quarantined
         total = self.tally.read + plan.skipped_rows
         allowed = self._stages.spec.errors.max_fraction
-        if self.tally.read < (1 if at_end else BUDGET_FROM) or bad <= allowed * total:
+        is_slow = self.tally.errors.get(WORKER_DIED, 0) >= DEADLY
+        if self.tally.read < (1 if at_end or is_slow else BUDGET_FROM) or bad <= allowed * total:
             return
         kinds = sorted(self.tally.errors.items(), key=lambda each: -each[1])[:3]
         reasons = ", ".join(f"{count} {kind}" for kind, count in kinds)
@@ -231,7 +236,8 @@ def _stuck(plan: Plan, failures: list[Failed]) -> str:
     span: Span = work.shard.span(work.start, work.stop)
     return (
         f"workers died {PASSES_WITHOUT_PROGRESS} times without finishing a fragment, first at "
-        f"{work.shard.uri} (fragment {span}); out of memory is the usual reason"
+        f"{work.shard.uri} (fragment {span}), and not of a sample that they decoded or encoded; "
+        "out of memory is the usual reason"
     )
 
 

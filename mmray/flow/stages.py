@@ -5,12 +5,14 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmray.encoders import EncodeOptions, Encoder, EncoderCard, load_encoder
-from mmray.errors import MmrayError, StorageError
+from mmray.errors import JobFailed, MmrayError, StorageError
 from mmray.flow.batch import Batch, Failed, Finished, Timer, Work
+from mmray.flow.careful import Careful
+from mmray.flow.child import Child
 from mmray.flow.decoding import Decoder
 from mmray.flow.encoding import Remembered, encode
 from mmray.flow.repeats import Repeats
@@ -40,26 +42,24 @@ class Stages:
     modalities: tuple[str, ...]
     limit: int | None = None
     """Samples to read at the most; one worker then does the work."""
+    careful: bool = False
+    """Whether each worker decodes and encodes in a process of its own, which samples may end."""
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What this process has loaded; never travels."""
 
     def fused(self, work: Work) -> Iterator[Finished | Failed]:
         """Read, decode, encode and write a range of a shard."""
-        encoder = self.encoder()
-        if isinstance(encoder, Failed):
-            yield encoder
-            return
         timer = Timer()
         writer = PartWriter(self.storage, self.root, self.columns, timer)
         try:
-            for batch in self._decoded(work, timer):
-                writer.add(batch, self.encode(batch, encoder, timer))
+            for fragment in self._read(work, timer):
+                writer.add(*self.take(fragment, work.shard.uri, timer))
                 if writer.is_due:
                     yield writer.flush()
         except MmrayError as error:
             if writer.holds_batches:
                 yield writer.flush()
-            yield _stopped(work, error)
+            yield stopped(work.shard.uri, error)
             return
         if writer.holds_batches:
             yield writer.flush()
@@ -68,40 +68,59 @@ class Stages:
         """Read and decode only; for tasks that feed encoder actors."""
         timer = Timer()
         try:
-            for batch in self._decoded(work, timer):
+            for fragment in self._read(work, timer):
+                batch = self.decode(fragment, work.shard.uri, timer)
                 batch.seconds = timer.take()
                 yield batch
         except MmrayError as error:
-            yield _stopped(work, error)
+            yield stopped(work.shard.uri, error)
 
     def encoded(self, batch: Batch | Failed) -> Iterator[Finished | Failed]:
         """Encode and write one decoded fragment as one part."""
         if isinstance(batch, Failed):
             yield batch
             return
-        encoder = self.encoder()
-        if isinstance(encoder, Failed):
-            yield encoder
-            return
         timer = Timer()
         writer = PartWriter(self.storage, self.root, self.columns, timer)
-        writer.add(batch, self.encode(batch, encoder, timer))
         try:
+            writer.add(batch, self.encode(batch, self.encoder(), timer))
             yield writer.flush()
         except MmrayError as error:
-            yield Failed(batch.shard_uri, str(error), fatal=False)
+            yield stopped(batch.shard_uri, error)
 
-    def _decoded(self, work: Work, timer: Timer) -> Iterator[Batch]:
-        decoder = self.decoder()
+    def take(self, fragment: Fragment, uri: str, timer: Timer) -> tuple[Batch, int]:
+        """Decode and encode a fragment of the shard `uri`; the batch, and how many of its samples
+        went through the encoder.
+
+        Raises:
+            JobFailed: the encoder does not load, or one sample after another ends its process.
+        """
+        if self.careful:
+            return self._careful()(fragment, uri, timer)
+        encoder = self.encoder()  # loading it is no part of a stage
+        batch = self.decode(fragment, uri, timer)
+        return batch, self.encode(batch, encoder, timer)
+
+    def _careful(self) -> Careful:
+        if "careful" not in self._made:
+            alike = replace(self, careful=False, _made={})
+            self._made["careful"] = Careful(lambda: Child(alike))
+        careful: Careful = self._made["careful"]
+        return careful
+
+    def _read(self, work: Work, timer: Timer) -> Iterator[Fragment]:
         fragments = self._fragments(work)
         while True:
             with timer.stage("read"):
                 fragment = next(fragments, None)
             if fragment is None:
                 return
-            with timer.stage("decode"):
-                batch = decoder(fragment, work.shard.uri, self.previews())
-            yield batch
+            yield fragment
+
+    def decode(self, fragment: Fragment, uri: str, timer: Timer) -> Batch:
+        """Decode a fragment of the shard `uri`."""
+        with timer.stage("decode"):
+            return self._decoder()(fragment, uri, self._previews())
 
     def encode(self, batch: Batch, encoder: Encoder, timer: Timer) -> int:
         """Fill the batch's vectors; returns how many samples went through the encoder."""
@@ -115,8 +134,7 @@ class Stages:
                 repeats.after(batch)
             return encoded
 
-    def decoder(self) -> Decoder:
-        """This process's decoder, made on first use."""
+    def _decoder(self) -> Decoder:
         if "decoder" not in self._made:
             self._made["decoder"] = Decoder(self.spec, self.modalities, self.card)
         decoder: Decoder = self._made["decoder"]
@@ -127,7 +145,7 @@ class Stages:
             self._made["repeats"] = Repeats(self.spec.duplicates)
         return self._made.get("repeats")
 
-    def previews(self) -> int:
+    def _previews(self) -> int:
         """How many to keep now: a few every other second, since a small picture costs half as much
         as a vector."""
         now = time.monotonic()
@@ -164,20 +182,26 @@ class Stages:
     @property
     def rows(self) -> int:
         """Samples in a fragment: seconds of work on a CPU, a few batches on a GPU."""
+        if self.careful:
+            return 64  # one by one, where a sample ends its process
         if self.modalities == ("text",):
             return 1024
         return 512 if self.spec.resources.gpus else 64
 
-    def encoder(self) -> Encoder | Failed:
-        """This process's encoder, loaded on first use; or why it does not load."""
+    def encoder(self) -> Encoder:
+        """This process's encoder, loaded on first use.
+
+        Raises:
+            JobFailed: it does not load.
+        """
         if "encoder" not in self._made:
             self._made["remembered"] = Remembered()
             try:
                 device = _device(self.spec)
                 loaded = load_encoder(self.spec.encoder, self.card, device, self.options)
-            except Exception as error:  # noqa: BLE001 (a user's class may raise anything)
-                words = f"the encoder does not load: {type(error).__name__}: {error}"
-                return Failed(self.card.name, words, fatal=True)
+            except Exception as error:
+                words = f"{self.card.name} does not load: {type(error).__name__}: {error}"
+                raise JobFailed(words) from error  # (a user's class may raise anything)
             self._made["encoder"] = loaded
         encoder: Encoder = self._made["encoder"]
         return encoder
@@ -200,6 +224,7 @@ def _device(spec: EmbedSpec) -> str:
     return "cuda"
 
 
-def _stopped(work: Work, error: MmrayError) -> Failed:
-    uri = error.uri if isinstance(error, StorageError) else work.shard.uri
+def stopped(uri: str, error: MmrayError) -> Failed:
+    """What the driver hears of an error in the work on the shard `uri`."""
+    uri = error.uri if isinstance(error, StorageError) else uri
     return Failed(uri, str(error), fatal=not isinstance(error, StorageError))

@@ -1,20 +1,20 @@
 """Retrieval indexes: built from a store's vectors, searched by what their encoder makes.
 
-`manifest` says what an index is, as files on storage. `build` makes one from `column` by `pieces`
-and measures it before it is published; `opened` answers: `loaded` holds the vectors, `rows` and
-`where` what is known of them, and `query` makes a vector of words, a picture or a sound.
+`manifest` says what an index is, as files on storage, `kinds` which kinds there are. `building`
+makes one of the vectors that `column` reads, and measures it before it is published. `searching`
+answers, `batch` does so for many queries at once, `upkeep` looks after versions, and `workers`
+spreads work over a cluster.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmray.index.manifest import File, Made, Manifest, Measured, Segment
-    from mmray.index.opened import Hits, Index
-    from mmray.index.query import QueryEncoder, combine
+    from mmray.index.manifest import Made, Manifest, Measured, Segment
+    from mmray.index.searching.opened import Hits, Index
+    from mmray.index.searching.query import QueryEncoder, combine
 
 __all__ = [
-    "File",
     "Hits",
     "Index",
     "Made",
@@ -26,15 +26,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "File": "manifest",
-    "Hits": "opened",
-    "Index": "opened",
+    "Hits": "searching.opened",
+    "Index": "searching.opened",
     "Made": "manifest",
     "Manifest": "manifest",
     "Measured": "manifest",
-    "QueryEncoder": "query",
+    "QueryEncoder": "searching.query",
     "Segment": "manifest",
-    "combine": "query",
+    "combine": "searching.query",
 }
 """Names by the module that is imported when one is first used: faiss and DuckDB only to search."""
 

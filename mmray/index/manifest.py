@@ -24,21 +24,16 @@ from typing import Any
 
 from mmray.errors import RefusedError
 from mmray.storage import Storage, join
+from mmray.storage.blobs import File
 
 FORMAT = 1
 BASE = ("id", "source_uri", "source_key", "fragment", "content_hash")
 """Columns of `rows.parquet` that every index has; all strings."""
 
+BUILDS = "_mmray/building"
+"""Where builds note what they have done, each in a folder of its own."""
+
 _NAME = re.compile(r"versions/(\d{8})\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of an index; `path` is relative to it."""
-
-    path: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

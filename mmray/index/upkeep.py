@@ -10,16 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmray.errors import RefusedError
-from mmray.index import files, manifest
-from mmray.index.loaded import dead_rows
-from mmray.index.manifest import Manifest
-from mmray.index.rows import Rows
-from mmray.storage import Object, Storage, join
+from mmray.index import manifest
+from mmray.index.manifest import BUILDS, Manifest
+from mmray.index.searching.rows import Rows
+from mmray.index.searching.segments import dead_rows
+from mmray.storage import Object, Storage, blobs, join
 
 UNDER_WAY = timedelta(days=1)
 """A file that no version names may be of a build that goes on, while it is younger."""
-BUILDS = "_mmray/building"
-"""Where builds note what they have done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def verify(uri: str, storage: Storage, version: int | None = None) -> Verified:
     problems: list[str] = []
     for file in found.files:
         try:
-            files.check(storage, uri, file)
+            blobs.check(storage, uri, file)
         except RefusedError as error:
             problems.append(str(error))
     if not problems:
@@ -133,7 +131,7 @@ def _miscounted(found: Manifest, storage: Storage, uri: str) -> list[str]:
     """What the rows say against the manifest."""
     problems: list[str] = []
     paths = {
-        file.path: files.get(storage, uri, file)
+        file.path: blobs.get(storage, uri, file)
         for file in (*(each.table for each in found.segments), found.dead)
         if file is not None
     }

@@ -4,10 +4,9 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from mmray.errors import Interrupted, JobFailed
-from mmray.jobs.embed import status_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +37,10 @@ class Begun:
             "started": self.at.isoformat(timespec="seconds"),
             "seconds": self.elapsed(),
         }
+
+
+def status_of(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:
+    """The report's word for how a run ended."""
+    if failure is None:
+        return "done"
+    return "interrupted" if isinstance(failure, Interrupted) else "failed"

@@ -18,11 +18,12 @@ import numpy as np
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
 from mmray.flow.run import noted_signals
 from mmray.index import manifest as manifests
-from mmray.index import process
-from mmray.index.duplicates import Floats, Found, Groups, Ints, neighbours
-from mmray.index.lists import write_lists
-from mmray.index.opened import Index
-from mmray.index.settled import Settled
+from mmray.index.batch import process
+from mmray.index.batch.duplicates import Floats, Found, Groups, Ints, neighbours
+from mmray.index.batch.lists import write_lists
+from mmray.index.batch.process import Opening
+from mmray.index.batch.settled import Settled
+from mmray.index.searching.opened import Index
 from mmray.index.workers import spread
 from mmray.jobs.begun import Begun
 from mmray.jobs.pictures import shown
@@ -61,9 +62,7 @@ def run(spec: DuplicatesSpec, *, limit: int | None = None, quiet: bool = False) 
 class Neighbouring:
     """Finds the neighbours of rows, in this process or in one that it was sent to."""
 
-    uri: str
-    version: int
-    storage: Storage
+    opening: Opening
     threshold: float
     where: str | None
     signalled: list[int]
@@ -73,7 +72,7 @@ class Neighbouring:
         """See `neighbours`. Raises Interrupted where a signal came."""
         if self.signalled:
             raise Interrupted(self.signalled[0])
-        index = process.opened(self.uri, self.storage, self.version)
+        index = process.opened(self.opening)
         return neighbours(index, rows, self.threshold, self.where)
 
 
@@ -89,6 +88,7 @@ class DuplicatesJob:
         if self.output == self.uri:
             raise SpecError("output", "is the index itself; name another folder")
         self.manifest = manifests.read(self.uri, self.storage, spec.index.version)
+        self.opening = Opening(self.uri, self.manifest.version, self.storage, spec.where_seconds)
         index = hashlib.sha256(self.manifest.to_json()).hexdigest()
         facts = [index, spec.threshold, spec.where]
         self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -100,7 +100,7 @@ class DuplicatesJob:
     def run(self) -> Report:
         """Do what is left, and keep the report."""
         self.show.say("opening the index")
-        index = process.opened(self.uri, self.storage, self.manifest.version)
+        index = process.opened(self.opening)
         rows = index.live() if self.spec.where is None else index.allowed(self.spec.where)
         if not len(rows):
             raise RefusedError(f"{self.uri}: no row is there to compare")
@@ -138,9 +138,7 @@ class DuplicatesJob:
         try:
             with noted_signals() as signalled:
                 asked = Neighbouring(
-                    uri=self.uri,
-                    version=self.manifest.version,
-                    storage=self.storage,
+                    opening=self.opening,
                     threshold=spec.threshold,
                     where=spec.where,
                     signalled=signalled,

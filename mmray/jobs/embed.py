@@ -1,10 +1,7 @@
 """`job: embed`: samples through an encoder into a store. Wires the rooms and nothing else."""
 
-import time
-import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import mmray
 from mmray.encoders import EncodeOptions, describe
@@ -14,6 +11,7 @@ from mmray.flow.drive import cluster
 from mmray.flow.plan import Plan, make_plan
 from mmray.flow.run import Flow, Tally
 from mmray.flow.stages import Stages
+from mmray.jobs.begun import Begun
 from mmray.jobs.inspect import inspect_store
 from mmray.jobs.modalities import check, dim_of, modalities, sampling
 from mmray.report import Example, Report
@@ -23,7 +21,6 @@ from mmray.sources import Cut, open_source
 from mmray.specs import EmbedSpec
 from mmray.storage import Storage
 from mmray.store import Committer, Store, StoreColumns, StoreMeta
-from mmray.store.parts import Quarantined
 from mmray.store.rebuild import swap
 from mmray.store.schema import require_columns
 from mmray.store.table import staging_uri
@@ -59,9 +56,7 @@ class EmbedJob:
     """One run: what was resolved from the spec before any work."""
 
     def __init__(self, spec: EmbedSpec, limit: int | None, show: Progress) -> None:
-        self.started = datetime.now(UTC)
-        self.clock = time.monotonic()
-        self.run_id = f"{self.started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+        self.begun = Begun(spec.job)
         self.limit, self.show = limit, show
         self.storage = Storage.of(spec.storage)
         self.options = EncodeOptions(
@@ -70,6 +65,7 @@ class EmbedJob:
             batch_tokens=None if spec.batch.tokens == "auto" else spec.batch.tokens,
             max_tokens=spec.text.max_length,
             threads=max(1, int(spec.resources.cpus)),
+            storage=self.storage,
         )
         self.spec = spec
         self.card = describe(spec.encoder, self.options)
@@ -118,7 +114,7 @@ class EmbedJob:
         plan = self._plan(store)
         if main is None:
             self.modalities = modalities(self.spec, self.card, lambda: self._peek(plan))
-        self.startup["plan"] = self.elapsed()
+        self.startup["plan"] = self.begun.elapsed()
         return Found(main, store, rebuild, plan)
 
     def _open(self, uri: str) -> Store | None:
@@ -142,7 +138,7 @@ class EmbedJob:
         prunes = plan.prunes if self.spec.on_removed == "prune" else []
         if not plan.work and not prunes:
             return
-        committer = Committer(store, run_id=self.run_id, base_version=store.version)
+        committer = Committer(store, run_id=self.begun.run_id, base_version=store.version)
         try:
             if plan.work:
                 self._flow(store, committer, plan)
@@ -160,7 +156,7 @@ class EmbedJob:
         self.tally = flow.tally
         self.show.say(f"starting Ray: {len(plan.work)} of {plan.shards} shards have work left")
         with cluster(self.spec.resources):
-            self.startup["ray"] = self.elapsed()
+            self.startup["ray"] = self.begun.elapsed()
             flow.run(plan)
 
     def stages(self, root: str) -> Stages:
@@ -174,6 +170,7 @@ class EmbedJob:
             root=root,
             modalities=self.modalities,
             limit=self.limit,
+            careful=self.limit is not None,
         )
 
     def _is_of_other_model(self, store: Store) -> bool:
@@ -228,7 +225,7 @@ class EmbedJob:
                 "dtype": self.spec.dtype,
                 "max_tokens": self.spec.text.max_length,
                 "mmray": mmray.__version__,
-                "created": self.started.isoformat(timespec="seconds"),
+                "created": self.begun.at.isoformat(timespec="seconds"),
             },
             sampling=sampling(self.spec, self.card, self.modalities),
         )
@@ -255,27 +252,24 @@ class EmbedJob:
         self, store: Store, tally: Tally, failure: Interrupted | JobFailed | None, **more: Any
     ) -> Report:
         """What the tally says, with `more` fields of the report; kept where a sample was read."""
-        seconds = self.elapsed()
+        begun = self.begun.fields(failure)
         store.reload()
         fields: dict[str, Any] = {
-            "job": self.spec.job,
-            "run_id": self.run_id,
-            "status": status_of(failure),
-            "message": str(failure or ""),
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": seconds,
+            **begun,
             "rows_read": tally.read,
             "rows_written": tally.written,
             "rows_quarantined": tally.quarantined,
             "rows_filtered": sum(tally.filtered.values()),
             "filtered": tally.filtered,
             "rows_encoded": tally.encoded,
-            "rows_per_second": tally.read / seconds,
+            "rows_per_second": tally.read / begun["seconds"],
             "stages": tally.seconds,
             "startup": self.startup,
             "timeline": tally.timeline,
             "errors": tally.errors,
-            "examples": [example_of(row) for row in tally.examples],
+            "examples": [
+                Example.model_validate(row, from_attributes=True) for row in tally.examples
+            ],
             "encoder": {
                 "name": self.card.name,
                 "fingerprint": self.card.fingerprint,
@@ -289,25 +283,3 @@ class EmbedJob:
         previews = {each.id: Media(each.jpeg, each.audio, each.mime) for each in tally.previews}
         found = inspect_store(store, previews=previews)
         return report.save(self.storage, self.uri, vectors=found)
-
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return round(time.monotonic() - self.clock, 3)
-
-
-def status_of(failure: Interrupted | JobFailed | None) -> Literal["done", "failed", "interrupted"]:
-    """The report's word for how a run ended."""
-    if failure is None:
-        return "done"
-    return "interrupted" if isinstance(failure, Interrupted) else "failed"
-
-
-def example_of(row: Quarantined) -> Example:
-    """A quarantined sample as the report shows it."""
-    return Example(
-        source_uri=row.source_uri,
-        source_key=row.source_key,
-        stage=row.stage,
-        error_type=row.error_type,
-        message=row.message,
-    )

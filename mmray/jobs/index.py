@@ -9,20 +9,20 @@ import numpy as np
 
 from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.run import noted_signals
-from mmray.index import files
-from mmray.index.asked import Asked, look
-from mmray.index.build import Build, Built
-from mmray.index.loaded import dead_rows
-from mmray.index.manifest import File, Manifest
-from mmray.index.pictures import thumbnails
-from mmray.index.rows import Rows
+from mmray.index.building.asked import Asked, look
+from mmray.index.building.build import Build, Built
+from mmray.index.manifest import Manifest
+from mmray.index.searching.pictures import thumbnails
+from mmray.index.searching.rows import Rows
+from mmray.index.searching.segments import dead_rows
 from mmray.jobs.begun import Begun
 from mmray.report import Report
 from mmray.report.index import CurvePoint, index_page
 from mmray.report.progress import progress
 from mmray.report.vectors import Inspection, Item, Neighbours, Space
 from mmray.specs.index import IndexSpec
-from mmray.storage import Storage
+from mmray.storage import Storage, blobs
+from mmray.storage.blobs import File
 
 
 def run(spec: IndexSpec, *, limit: int | None = None, quiet: bool = False) -> Report:
@@ -113,7 +113,7 @@ class _Run:
         storage, version = self.asked.storage, built.manifest
 
         def fetch(file: File) -> Path:
-            return files.get(storage, self.asked.root, file)
+            return blobs.get(storage, self.asked.root, file)
 
         shown = {number for own, hits in built.samples for number in (own, *(n for n, _ in hits))}
         if not shown:

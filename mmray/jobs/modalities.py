@@ -35,7 +35,7 @@ def modalities(
 ) -> tuple[str, ...]:
     """The modalities to encode: those asked for, else the encoder's own.
 
-    An encoder of images sees video too. Few sources have any, so its column is made only where it
+    An encoder of images takes video too. Few sources have any, so its column is made only where it
     is among `seen`: what the store has already, or else what the first samples show.
     """
     able = _able(card)
@@ -44,7 +44,7 @@ def modalities(
     if not callable(seen) and set(seen) <= set(able):
         return tuple(each for each in able if each in seen)
     if "video" in able and "video" not in (seen() if callable(seen) else ()):
-        return tuple(each for each in able if each != "video")
+        return tuple(each for each in able if each != "video") or able
     return able
 
 
@@ -61,10 +61,9 @@ def sampling(spec: EmbedSpec, card: EncoderCard, encoded: Collection[str]) -> di
 
 
 def dim_of(card: EncoderCard, modality: str) -> int:
-    """Length of a modality's vector; that of a video is that of its frames."""
-    return card.dims["image" if modality == "video" else modality]
+    """Length of a modality's vector."""
+    return card.dims[card.through(modality)]
 
 
 def _able(card: EncoderCard) -> tuple[str, ...]:
-    has = {*card.dims, *(("video",) if "image" in card.dims else ())}
-    return tuple(each for each in ORDER if each in has)
+    return tuple(each for each in ORDER if card.through(each) in card.dims)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from mmray.errors import StorageError
-from mmray.index.duplicates import Groups
-from mmray.index.opened import Index
+from mmray.index.batch.duplicates import Groups
+from mmray.index.searching.opened import Index
 from mmray.report.groups import MAX_EACH, OPEN, Group
 from mmray.report.progress import Progress
 from mmray.report.vectors import Item

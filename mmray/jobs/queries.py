@@ -1,10 +1,10 @@
 """What a search job asks with, checked before any work."""
 
 from mmray.errors import RefusedError, SpecError
-from mmray.index.answers import OWN
+from mmray.index.batch.answers import OWN
+from mmray.index.batch.queryfile import QueryFile
 from mmray.index.manifest import Manifest
-from mmray.index.queryfile import QueryFile
-from mmray.index.rows import SHOWN
+from mmray.index.searching.rows import SHOWN
 from mmray.specs.index import FileQueries, SearchSpec, StoreQueries
 from mmray.specs.problems import hint
 from mmray.storage import Storage

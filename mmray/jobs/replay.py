@@ -4,6 +4,7 @@ It takes the spec of the job that filled the store, with whatever was changed so
 may come in: a limit raised, a class repaired, a right to read given.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class _Replay:
         require_columns(store.uri, store.schema, job.columns.arrow_schema())
         job.storage.require_conditional_put(store.uri)
         plan = plan_replay(job.source, store, self.wish)
-        job.startup["plan"] = job.elapsed()
+        job.startup["plan"] = job.begun.elapsed()
         replay = self._replay(store)
         failure: Interrupted | JobFailed | None = None
         try:
@@ -101,17 +102,19 @@ class _Replay:
             store.reload()
             return plan_replay(job.source, store, Wish(ids=left))
 
-        return Replay(job.stages(store.uri), lambda: self._committer(store), replan, self.show)
+        # What was no good before may be so bad now that it ends its worker.
+        stages = dataclasses.replace(job.stages(store.uri), careful=True)
+        return Replay(stages, lambda: self._committer(store), replan, self.show)
 
     def _committer(self, store: Store) -> Committer:
-        return Committer(store, run_id=self.job.run_id, base_version=store.version)
+        return Committer(store, run_id=self.job.begun.run_id, base_version=store.version)
 
     def _try(self, store: Store, replay: Replay, plan: ReplayPlan) -> None:
         wanted = len(plan.wanted)
         self.show.say(f"starting Ray: {wanted:,} of {plan.quarantined:,} samples are tried again")
         try:
             with cluster(self.job.spec.resources):
-                self.job.startup["ray"] = self.job.elapsed()
+                self.job.startup["ray"] = self.job.begun.elapsed()
                 replay.run(plan)
         finally:
             self._committer(store).reconcile()

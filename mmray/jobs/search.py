@@ -19,11 +19,12 @@ from typing import Any
 from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.run import noted_signals
 from mmray.index import manifest as manifests
-from mmray.index import process
-from mmray.index.answers import Answered, Answering, Question, read_answered
-from mmray.index.batches import Piece, store_pieces
+from mmray.index.batch import process
+from mmray.index.batch.answers import Answered, Answering, Question, read_answered
+from mmray.index.batch.batches import Piece, store_pieces
+from mmray.index.batch.process import Opening
+from mmray.index.batch.queryfile import QueryFile
 from mmray.index.column import Column
-from mmray.index.queryfile import QueryFile
 from mmray.index.workers import spread
 from mmray.jobs.begun import Begun
 from mmray.jobs.queries import check, open_file, open_store
@@ -66,6 +67,9 @@ class SearchJob:
         self.uri = self.storage.normalise(spec.index.uri)
         self.output = self.storage.normalise(spec.output)
         self.manifest = manifests.read(self.uri, self.storage, spec.index.version)
+        self.opening = Opening(
+            self.uri, self.manifest.version, self.storage, spec.where_seconds, spec.model
+        )
         check(spec, self.manifest, self.storage)
         self.store: Store | None = None
         self.file: QueryFile | None = None
@@ -102,16 +106,24 @@ class SearchJob:
 
     def _open(self) -> None:
         """The index, and what may be wrong with the spec that only the index tells."""
-        index = process.opened(self.uri, self.storage, self.manifest.version)
+        index = process.opened(self.opening)
         if self.spec.where is not None:
             index.allowed(self.spec.where)
-        if self.file is not None and self.file.holds == "text":
-            process.encoder(self.uri, self.storage, self.manifest.version).require("text")
+        if (modality := self._encoded()) is not None:
+            encoder = process.encoder(self.opening)
+            encoder.require(encoder.card.through(modality))
+        elif self.spec.model is not None:
+            raise SpecError("model", "the queries are vectors, which need no encoder; leave it out")
+
+    def _encoded(self) -> str | None:
+        """The modality that the index's encoder is asked about: of words, which it embeds, or of
+        vectors by another part of a combined one; None where only vectors are compared."""
+        if self.store is None:
+            return "text" if self.file is not None and self.file.holds == "text" else None
         asked, made = self.spec.queries, self.manifest.made
-        combined = made.encoder_spec.get("kind") == "combined"
-        if self.store is not None and combined and asked.column != made.column:
-            modality = asked.column.removesuffix(SUFFIX)
-            index.encoder().require("image" if modality == "video" else modality)
+        if made.encoder_spec.get("kind") != "combined" or asked.column == made.column:
+            return None
+        return asked.column.removesuffix(SUFFIX)
 
     def _found(self) -> dict[str, Answered]:
         listed = self.storage.list(self.output, recursive=False)
@@ -127,9 +139,7 @@ class SearchJob:
         resources, heavy = self.spec.resources, self.manifest.size
         with noted_signals() as signalled:
             answering = Answering(
-                uri=self.uri,
-                version=self.manifest.version,
-                storage=self.storage,
+                opening=self.opening,
                 question=self._question(),
                 column=self._column(),
                 output=self.output,

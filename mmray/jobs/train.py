@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from mmray.errors import Interrupted, JobFailed, SpecError, StorageError
 from mmray.flow.run import noted_signals
-from mmray.index import files
 from mmray.jobs.begun import Begun
 from mmray.report import Report
 from mmray.report.progress import Progress, progress
 from mmray.report.train import train_page
+from mmray.report.words import size
 from mmray.specs.train import TrainSpec
-from mmray.storage import Storage, join
+from mmray.storage import Storage, blobs, join
 from mmray.train.checkpoints import Checkpoints
 from mmray.train.course import Ended
-from mmray.train.pinned import Piece
+from mmray.train.pinned import Piece, remove_pieces
 from mmray.train.seen import Events, Seen
 from mmray.train.start import Start, begun_before
 from mmray.train.task import Task, wants_ray
+from mmray.train.track import check_installed, trackers
 
 if TYPE_CHECKING:
     from mmray.train.begin import Pieces
@@ -42,14 +43,17 @@ def run(spec: TrainSpec, *, limit: int | None = None, quiet: bool = False) -> Re
     if limit is not None:
         raise SpecError("limit", "a train job takes its whole source")
     storage = Storage.of(spec.storage)
+    # Ray Train starts each worker in a folder of its own.
+    spec = spec.model_copy(update={"output": storage.normalise(spec.output)})
     with progress(quiet=quiet) as show, noted_signals() as signalled:
         run = _Run(spec, storage, show)
         try:
             return run.go(signalled)
         except StorageError as error:
             raise JobFailed(str(error), run.report(None, str(error))) from error
-        except JobFailed as error:
-            error.report = error.report or run.report(None, str(error))
+        except (JobFailed, Interrupted) as error:
+            status = "failed" if isinstance(error, JobFailed) else "interrupted"
+            error.report = error.report or run.report(None, str(error), status)
             raise
 
 
@@ -65,7 +69,9 @@ class _Run:
         known = begun_before(self.spec, self.storage)
         if known is not None and (self.checkpoints.pointer() or {}).get("done"):
             self.start = known
+            self._tidy()  # a run may have died before it did
             return self.report(None, "")
+        check_installed(self.spec.track)
         self.show.say("loading torch")
         from mmray.train.begin import here
 
@@ -86,14 +92,20 @@ class _Run:
         self.stages["prepare"] = time.monotonic() - clock
         self._heed(signalled)
         clock = time.monotonic()
-        with files.scratch() as folder:
+        with blobs.scratch() as folder:
             events = Events(self.storage, spec.output, self.begun.run_id, folder)
-            seen = Seen(self.show, signalled, events, spec.train.epochs)
+            told = trackers(spec, self.storage, self.show.say)
+            seen = Seen(self.show, signalled, events, spec.train.epochs, told)
             task = Task(spec, self.start.pinned)
+            code = 1
             try:
                 ended = self._train(task, seen)
+                code = 128 + ended.signum if ended.signum else int(bool(ended.failed))
+            except Interrupted as error:
+                code = 128 + error.signum
+                raise
             finally:
-                events.close()
+                seen.close(code)
         self.stages["train"] = time.monotonic() - clock
         if ended.signum:
             interrupted = Interrupted(ended.signum)
@@ -102,7 +114,13 @@ class _Run:
         if ended.failed:
             raise JobFailed(ended.failed, self.report(ended, ended.failed))
         self.checkpoints.finish()
+        self._tidy()
         return self.report(ended, "")
+
+    def _tidy(self) -> None:
+        removed = remove_pieces(self.storage, self.spec.output)
+        if removed:
+            self.show.say(f"removed {size(removed)} of samples that were kept for training")
 
     def _until_signalled(
         self, signalled: list[int], pieces: "Pieces", *asked: Any
@@ -114,9 +132,7 @@ class _Run:
 
     def _heed(self, signalled: list[int]) -> None:
         if signalled:
-            error = Interrupted(signalled[0])
-            error.report = self.report(None, str(error), "interrupted")
-            raise error
+            raise Interrupted(signalled[0])
 
     def _train(self, task: Task, seen: Seen) -> Ended:
         if wants_ray(self.spec):

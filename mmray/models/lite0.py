@@ -12,29 +12,44 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
-class Lite0:
-    """The network in two steps: features of an image, and scores of the 1,000 classes."""
+class Lite0(nn.Module):
+    """Pixels [n, 3, 224, 224] to the mean over places of the last layer, [n, 1280]."""
 
-    def __init__(self, weights: Path) -> None:
-        """Read `weights`, a state dict; `weights_only` keeps the file from running code."""
-        from efficientnet_lite_pytorch import EfficientNet
+    def __init__(self, published: Any) -> None:
+        """Takes the network as it was published over."""
+        super().__init__()
+        _fold_norms(published)
+        self.model = published
 
-        self.module: Any = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state, strict=True)
-        self.module.eval().requires_grad_(False)
-        _fold_norms(self.module)
-        self.module.to(memory_format=torch.channels_last)
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[n, 3, 224, 224] to the mean over places of the last layer, [n, 1280]."""
-        maps: torch.Tensor = self.module.extract_features(pixels)
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features of images."""
+        maps: torch.Tensor = self.model.extract_features(pixels)
         return maps.float().mean((2, 3))
 
     def scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """[n, 3, 224, 224] to one score per ImageNet class, [n, 1000], before any softmax."""
-        scores: torch.Tensor = self.module._fc(self.features(pixels))
+        scores: torch.Tensor = self.model._fc(self(pixels))
         return scores
+
+
+def build() -> Lite0:
+    """The network with random values."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return Lite0(EfficientNet.from_name("efficientnet-lite0"))
+
+
+def load(weights: Path) -> Lite0:
+    """The network with `weights`, a state dict; `weights_only` keeps the file from running code."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    published: Any = EfficientNet.from_name("efficientnet-lite0")
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    published.load_state_dict(state, strict=True)
+    published.eval().requires_grad_(False)
+    network = Lite0(published)
+    network.model.to(memory_format=torch.channels_last)
+    return network
 
 
 def _fold_norms(network: Any) -> None:

@@ -43,18 +43,14 @@ def mel_tables(fft: int, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Voice(nn.Module):
     """Waves [n, samples] of one length at 16 kHz to vectors [n, 256]: the mean over partials."""
 
-    def __init__(self, weights: Path) -> None:
-        """Read `weights`, a checkpoint; `weights_only` keeps the file from running code."""
+    def __init__(self) -> None:
+        """With random values; `load` brings the package's."""
         super().__init__()
         self.lstm = nn.LSTM(_MELS, _HIDDEN, num_layers=3, batch_first=True)
         self.linear = nn.Linear(_HIDDEN, _HIDDEN)
-        state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
-        for name in ("similarity_weight", "similarity_bias"):  # of its loss
-            state.pop(name)
-        self.load_state_dict(state, strict=True)
         window, filters = mel_tables(_FFT, _MELS)
-        self.register_buffer("window", window, persistent=False)
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", window)
+        self.register_buffer("filters", filters)
 
     def forward(self, waves: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """`lengths` isn't used: a batch holds one length."""
@@ -80,6 +76,17 @@ class Voice(nn.Module):
             return_complex=True,
         )
         return spectrum.abs().square().transpose(1, 2) @ self.get_buffer("filters")
+
+
+def load(weights: Path) -> Voice:
+    """The network with `weights`, a checkpoint; `weights_only` keeps the file from running code."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
+    for name in ("similarity_weight", "similarity_bias"):  # of its loss
+        state.pop(name)
+    voice = Voice()
+    tables = dict(voice.named_buffers())  # in no checkpoint of theirs
+    voice.load_state_dict({**state, **tables}, strict=True)
+    return voice
 
 
 def louder(waves: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,8 @@ class Standing:
     """Where the run stands."""
 
     rows: int
-    quarantined: int
+    quarantined: int | None
+    """None: the job has no quarantine."""
     filtered: int
     """Left out by filters and as duplicates."""
     fraction: float | None
@@ -51,7 +52,7 @@ class Progress:
         self._clock = clock
         self._lock = threading.Lock()
         self._rows = 0
-        self._quarantined = 0
+        self._quarantined: int | None = None
         self._filtered = 0
         self._fraction: float | None = None
         self._stage = ""
@@ -91,7 +92,7 @@ class Progress:
 
         Args:
             rows: rows so far in this run, read and settled.
-            quarantined: those of them in quarantine.
+            quarantined: those of them in quarantine; never given where a job has none.
             filtered: those of them that filters and duplicates left out.
             fraction: of the work that is done, 0 to 1.
             stage: a word or two on what goes on.
@@ -194,11 +195,11 @@ class _Lines:
         """How it ended."""
         if standing is not None:
             mean = standing.rows / standing.seconds if standing.seconds > 0 else 0.0
-            self.say(
-                f"{standing.rows:,} rows in {clock_time(standing.seconds)}, {_rate(mean)}, "
-                + "".join(f"{words}, " for words in _left_out(standing))
-                + f"{standing.quarantined:,} quarantined"
-            )
+            words = [f"{standing.rows:,} rows in {clock_time(standing.seconds)}", _rate(mean)]
+            words += _left_out(standing)
+            if standing.quarantined is not None:
+                words.append(f"{standing.quarantined:,} quarantined")
+            self.say(", ".join(words))
 
 
 class _Bar:

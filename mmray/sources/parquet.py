@@ -123,8 +123,7 @@ class ParquetReader:
             raise ShardChanged(shard.uri, words)
         file = RangeFile(fetch, item.size)
         with _readable():
-            metadata = pq.read_metadata(pa.PythonFile(file, "r"))
-            _refuse_encrypted(file, metadata)
+            metadata = read_footer(file)
             schema = metadata.schema.to_arrow_schema()
         try:
             chosen = choose(schema, self._named, self._wanted)
@@ -199,16 +198,19 @@ class _Table:
                     yield rows
 
 
-def _refuse_encrypted(file: RangeFile, metadata: pq.FileMetaData) -> None:
-    """Raises Broken. pyarrow ends the whole process when it is asked of an encrypted column.
+def read_footer(file: RangeFile) -> pq.FileMetaData:
+    """The footer. Raises Broken where columns are encrypted, and what pyarrow raises of others.
 
-    A plain footer over encrypted columns is followed by its signature: Parquet modular encryption,
-    "Plaintext footer mode".
+    pyarrow ends the whole process when it is asked of an encrypted column. A plain footer over
+    encrypted columns is followed by its signature: Parquet modular encryption, "Plaintext footer
+    mode".
     """
+    metadata = pq.read_metadata(pa.PythonFile(file, "r"))
     file.seek(-8, 2)
     length = int.from_bytes(file.read(4), "little")
     if length == metadata.serialized_size + SIGNATURE:
         raise Broken("CorruptShard", "not to be read as Parquet: columns of it are encrypted")
+    return metadata
 
 
 def _chunks(metadata: pq.FileMetaData, index: int, names: list[str]) -> list[Any]:

@@ -150,12 +150,12 @@ class ImportEncoder(Spec):
 
 
 class JointEncoder(Spec):
-    """A checkpoint of a train job: all its modalities in one space. The frames of a video go
-    through its image tower."""
+    """A checkpoint of a train job: all its modalities in one space."""
 
     kind: Literal["joint"]
     model: str
-    """Folder of the checkpoint."""
+    """Output of the train job, which stands for its best checkpoint, or the `model` folder of a
+    checkpoint: a folder or an `s3://` uri."""
 
 
 OneEncoder = Annotated[

@@ -10,6 +10,8 @@ IndexKind = Literal["flat", "hnsw", "ivf_flat", "ivf_pq", "sq8"]
 Metric = Literal["cosine", "inner_product"]
 
 MAX_NEIGHBOURS = 10_000
+WHERE_SECONDS = 30.0
+"""Time that a condition may take over all rows of an index, unless another is given."""
 
 
 class StoreInput(Spec):
@@ -119,6 +121,11 @@ class SearchSpec(Spec):
     """Hits for each query."""
     where: str | None = None
     """A condition on kept columns that hits must meet, such as `category = 'food'`."""
+    where_seconds: Annotated[float, Field(gt=0)] = WHERE_SECONDS
+    """Time that `where` may take over all rows, in each process."""
+    model: str | None = None
+    """Folder of the weights of the index's encoder, where they lie elsewhere than they did for the
+    store; on a cluster, of each node."""
     exclude_self: bool = False
     """Leave out the hit that has the query's own id."""
     columns: tuple[str, ...] = ()
@@ -138,6 +145,8 @@ class DuplicatesSpec(Spec):
     """Cosine from which two rows are near-duplicates."""
     where: str | None = None
     """Only rows that meet this condition on kept columns."""
+    where_seconds: Annotated[float, Field(gt=0)] = WHERE_SECONDS
+    """Time that `where` may take over all rows, in each process."""
     output: str
     """Folder or `s3://` prefix for `keep.parquet` and `drop.parquet`."""
     resources: IndexResources = IndexResources()

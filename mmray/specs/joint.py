@@ -1,5 +1,6 @@
 """The joint model in a train spec: its towers, their fusion, and the heads that it learns by."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -120,7 +121,8 @@ class _Head(Spec):
 
 class _Fused(_Head):
     of: Annotated[tuple[Modality, ...], Field(min_length=1)] | None = None
-    """Modalities whose fusion it is fed; left out: all, or for captions all but text."""
+    """Modalities whose fusion it is fed; left out: all, or for captions all but text, which they
+    can't be fed."""
 
 
 class Contrastive(_Head):
@@ -240,10 +242,17 @@ def _check_heads(model: ModelSpec) -> None:
     if model.heads.contrastive is not None and len(model.towers) < 2:
         raise ValueError("heads.contrastive needs two towers, of two modalities")
     for name in ("classify", "regress", "caption"):
-        of = getattr(getattr(model.heads, name), "of", None)
-        strange = sorted(set(of or ()) - set(model.towers))
-        if strange:
-            raise ValueError(f"heads.{name}.of: there is no tower for {strange[0]}")
-    caption = model.heads.caption
-    if caption is not None and caption.of is None and set(model.towers) == {"text"}:
-        raise ValueError("heads.caption needs a tower other than text's, or `of`")
+        _check_of(name, getattr(getattr(model.heads, name), "of", None) or (), model.towers)
+    if model.heads.caption is not None and set(model.towers) == {"text"}:
+        raise ValueError("heads.caption needs a tower other than text's")
+
+
+def _check_of(head: str, of: tuple[str, ...], towers: Iterable[str]) -> None:
+    strange = sorted(set(of) - set(towers))
+    if strange:
+        raise ValueError(f"heads.{head}.of: there is no tower for {strange[0]}")
+    twice = sorted(name for name in set(of) if of.count(name) > 1)
+    if twice:
+        raise ValueError(f"heads.{head}.of: {twice[0]} stands twice")
+    if head == "caption" and "text" in of:
+        raise ValueError("heads.caption.of: text is what it learns to write: it can't be fed it")

@@ -63,7 +63,7 @@ def _tell(problem: ErrorDetails, model: type[BaseModel]) -> tuple[list[str], str
         wrong = "" if tag is None else f", not {tag!r:.60}{hint(tag, tags)}"
         return [*path, "kind"], f"{needed} {', '.join(tags)}{wrong}"
     if kind in _NOT_A_MAPPING:
-        fields = [name for each in _models(annotation) for name in each.model_fields]
+        fields = _field_names(annotation)
         which = f" ({', '.join(dict.fromkeys(fields))})" if fields else ""
         return path, f"must be a mapping of fields{which}, not {_kind_of(value)}"
     return path, _plain(problem, secret=path[:1] == ["storage"])
@@ -102,21 +102,29 @@ def _walk(
     known = list(model.model_fields)
     annotation: Any = model
     for step in location:
+        if step == "[key]":  # pydantic's word for a mapping's key, which the path names already
+            continue
         models = _models(annotation)
         tagged = next((each for each in models if _tag(each) == step), None)
-        if tagged is not None:
+        if get_origin(annotation) is dict:
+            path.append(str(step))
+            annotation = get_args(annotation)[1]
+        elif tagged is not None:
             annotation, known = tagged, list(tagged.model_fields)
         elif models:
             fields = {name: field for each in models for name, field in each.model_fields.items()}
             path.append(str(step))
             known = list(fields)
             annotation = fields[str(step)].annotation if step in fields else None
-        elif get_origin(annotation) is dict:
-            path.append(str(step))
-            annotation = get_args(annotation)[1]
         elif isinstance(step, int):
             path.append(str(step))
     return path, known, annotation
+
+
+def _field_names(annotation: Any) -> list[str]:
+    if get_origin(annotation) is dict:
+        return list(get_args(get_args(annotation)[0]))
+    return [name for each in _models(annotation) for name in each.model_fields]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mmray.specs.common import Errors, Limits, SourceSpec, Spec, StorageOptions
 from mmray.specs.joint import Fraction, Heads, ModelSpec
+from mmray.specs.track import Track
 
 
 class Split(Spec):
@@ -147,6 +148,7 @@ class TrainSpec(Spec):
     resources: TrainResources = TrainResources()
     output: str
     """Folder or `s3://` prefix for checkpoints and the report."""
+    track: Track = Track()
     errors: Errors = Errors()
     limits: Limits = Limits()
     storage: StorageOptions = StorageOptions()

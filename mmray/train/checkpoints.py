@@ -4,7 +4,7 @@
     <output>/checkpoints/step-00000120/
       model/                                  an encoder: config, safetensors, tokenizers
       course.json, course.safetensors         optimizer, position, history (random numbers are a
-                                              function of seed, step and rank)
+                                              function of seed, step, sample and rank)
       manifest.json                           every file's size and SHA-256; written last
 
 A folder without a manifest is none. A file that isn't as the manifest says makes its checkpoint a
@@ -17,14 +17,13 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmray.errors import RefusedError
-from mmray.index import files
-from mmray.index.manifest import File
-from mmray.storage import Storage, join
+from mmray.storage import Storage, blobs, join
+from mmray.storage.blobs import File
 
 FORMAT = 1
 POINTER = "checkpoint.json"
@@ -90,12 +89,8 @@ class Checkpoints:
     def fetch(self, saved: Saved, into: Path) -> Path:
         """A checkpoint as a local folder, every file checked. Raises RefusedError."""
         folder = into / f"step-{saved.step:08d}"
-        for file in saved.files:
-            local = files.get(self._storage, self._output, file)
-            place = folder / file.path.removeprefix(saved.path + "/")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.unlink(missing_ok=True)
-            place.symlink_to(local.absolute())
+        own = [replace(each, path=each.path.removeprefix(saved.path + "/")) for each in saved.files]
+        blobs.lay_out(self._storage, join(self._output, saved.path), own, folder)
         return folder
 
     def save(self, step: int, write: Callable[[Path], None], best: int | None) -> None:
@@ -128,10 +123,10 @@ class Checkpoints:
 
     def _save(self, step: int, write: Callable[[Path], None], best: int | None) -> None:
         path = path_of(step)
-        with files.scratch() as folder:
+        with blobs.scratch() as folder:
             write(folder)
             found = [
-                files.put(self._storage, local, self._output, f"{path}/{local.relative_to(folder)}")
+                blobs.put(self._storage, local, self._output, f"{path}/{local.relative_to(folder)}")
                 for local in sorted(folder.rglob("*"))
                 if local.is_file()
             ]

@@ -1,8 +1,8 @@
 """The training loop, plain torch: the same in one process, under Ray Train and under torchrun.
 
-Each step's samples and random numbers are functions of (seed, step, rank), so that a run which goes
-on from a checkpoint does what an undisturbed one does. All ranks decide alike at each step: on a
-loss that isn't a number, and on a signal.
+Each step's samples are a function of (seed, step), and random numbers of the sample too, or of the
+rank (dropout): a run which goes on from a checkpoint does what an undisturbed one does. All ranks
+decide alike at each step: on a loss that isn't a number, and on a signal.
 """
 
 import math
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from mmray.errors import RefusedError
+from mmray.errors import JobFailed, RefusedError
 from mmray.models.joint.batch import JointBatch, JointOutput
 from mmray.models.joint.learning import make_optimizer, parameter_groups, rate
 from mmray.models.joint.losses import cached_contrastive
 from mmray.models.joint.model import JointModel
 from mmray.specs.train import TrainSpec
 from mmray.train import packing
-from mmray.train.checkpoints import COURSE, MODEL, Checkpoints
+from mmray.train.checkpoints import COURSE, MODEL, Checkpoints, path_of
 from mmray.train.course import Course, Ended, Watch
 from mmray.train.measure import Found, better, evaluate
 from mmray.train.order import epoch_order, global_batch, mixed, share_of, steps_of
@@ -83,6 +83,8 @@ class Loop:
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         if (folder / f"{COURSE}.json").is_file():
             self._resume(packing.read(folder, COURSE))
+        self._saved = self.course.step
+        """The step of the newest checkpoint."""
         self.net: Any = model
         if place.world > 1:
             self.net = DistributedDataParallel(model, broadcast_buffers=False)
@@ -91,7 +93,12 @@ class Loop:
         self.parts = min(options.grad_accumulation, self.batch // place.world)
 
     def run(self, checkpoints: Checkpoints, watch: Watch) -> Ended:
-        """Train to the end, or to what ends it. Rank 0 writes checkpoints and tells `watch`."""
+        """Train to the end, or to what ends it. Rank 0 writes checkpoints and tells `watch`.
+
+        Raises:
+            StorageError: a checkpoint can't be written.
+            JobFailed: the device has too little memory.
+        """
         start, begun = time.monotonic(), self.course.step
         first = self.place.rank == 0
         if first:
@@ -102,16 +109,24 @@ class Loop:
                 if self._stopped_early():
                     return ended(stopped_early=True)
                 told, signum = self._step(step, batch, watch.signal() if first else 0)
-                if not math.isfinite(told["loss"]) or not math.isfinite(told["grad_norm"]):
+                if not _finite(told):
+                    self._save(checkpoints)  # what was learned before stays
                     return ended(failed=self._diverged(step, told), samples=self._ids(step))
                 self.course.step += 1
                 self.course.losses.append(told["loss"])
                 if first:
                     watch.stepped(step, told["loss"], told)
-                self._end_of_step(checkpoints, watch, stop=bool(signum))
+                self._end_of_epoch(watch)
+                if self._due(stop=bool(signum)) and not self._save(checkpoints):
+                    return ended(failed=self._diverged(step, told), samples=self._ids(step))
                 if signum and self.course.step < self.steps:
                     return ended(signum=signum)
             return ended(stopped_early=self.course.step < self.steps)
+        except torch.OutOfMemoryError as error:
+            raise JobFailed(
+                f"{self.place.device} has too little memory for step {self.course.step}; a larger"
+                f" train.grad_accumulation or a smaller train.batch_size needs less: {error}"
+            ) from error
         finally:
             if first:
                 checkpoints.wait()
@@ -134,7 +149,7 @@ class Loop:
         limit = math.inf if options.grad_clip is None else options.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.weights, limit)
         told["grad_norm"], told["rate"] = float(norm), by
-        if math.isfinite(told["loss"]) and math.isfinite(told["grad_norm"]):
+        if _finite(told):
             self.optimizer.step()
             self.model.after_step(step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
@@ -161,18 +176,22 @@ class Loop:
         *means, agreed = values.tolist()
         return dict(zip(losses, means, strict=True)), int(agreed)
 
-    def _end_of_step(self, checkpoints: Checkpoints, watch: Watch, *, stop: bool) -> None:
-        course, every = self.course, self.spec.train.checkpoint_steps
-        epoch_over = course.step % self.epoch_steps == 0
-        if epoch_over and len(self.data.samples.test):
+    def _end_of_epoch(self, watch: Watch) -> None:
+        course = self.course
+        if course.step % self.epoch_steps:
+            return
+        if len(self.data.samples.test):
             self._measure()
-        elif epoch_over:
+        else:
             course.best_step = course.step
             course.epochs.append({"epoch": course.step // self.epoch_steps, "step": course.step})
-        if epoch_over and self.place.rank == 0:
+        if self.place.rank == 0:
             watch.measured(course.epochs[-1])
-        if epoch_over or stop or (every and course.step % every == 0):
-            self._save(checkpoints)
+
+    def _due(self, *, stop: bool) -> bool:
+        """Whether a checkpoint is wanted after a step."""
+        step, every = self.course.step, self.spec.train.checkpoint_steps
+        return stop or step % self.epoch_steps == 0 or bool(every and step % every == 0)
 
     def _measure(self) -> None:
         course = self.course
@@ -190,9 +209,16 @@ class Loop:
         stopping = self.spec.train.early_stopping
         return stopping is not None and self.course.stale >= stopping.patience
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def _save(self, checkpoints: Checkpoints) -> bool:
+        """Write a checkpoint, unless its step has one. False where a weight isn't a number: then
+        none is written, and ranks agree on it, since they have the same weights."""
+        if self._saved == self.course.step:
+            return True
+        if not all(bool(weight.isfinite().all()) for weight in self.weights):
+            return False
+        self._saved = self.course.step
         if self.place.rank != 0:
-            return
+            return True
         model, course = self.model, self.course
         weights = packing.copied(model.state_dict())
         history = {**asdict(course), "losses": torch.tensor(course.losses, dtype=torch.float64)}
@@ -214,6 +240,7 @@ class Loop:
                 (into / name).write_bytes(data)
 
         checkpoints.save(course.step, write, course.best_step)
+        return True
 
     def _resume(self, state: dict[str, Any]) -> None:
         history = dict(state["course"])
@@ -241,7 +268,8 @@ class Loop:
 
         def make(step: int) -> JointBatch:
             rows = share_of(self._rows(step), self.place.rank, self.place.world)
-            return self.data.batches(rows)
+            seeds = [mixed(self.spec.train.seed, step, row) >> 1 for row in rows.tolist()]
+            return replace(self.data.batches(rows), seeds=torch.tensor(seeds))
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             ahead: Future[JointBatch] | None = None
@@ -263,14 +291,18 @@ class Loop:
         return tuple(self.data.samples.ids(self._rows(step)))
 
     def _diverged(self, step: int, told: dict[str, float]) -> str:
-        what = "loss" if not math.isfinite(told["loss"]) else "gradient"
-        value = told["loss"] if what == "loss" else told["grad_norm"]
+        """What went wrong at a step, on which samples, and what is left."""
+        values = {"the loss": told["loss"], "the gradient": told["grad_norm"]}
+        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        what = wrong[0] if wrong else "a weight is no number"
         ids = self._ids(step)
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8:,} more" if len(ids) > 8 else "")
-        return (
-            f"the {what} is {value} at step {step}, on the samples {shown};"
-            " the weights before it are kept"
-        )
+        kept = f"the weights of step {self._saved} are kept in {path_of(self._saved)}"
+        return f"{what} at step {step}, on the samples {shown}; {kept}"
+
+
+def _finite(told: dict[str, float]) -> bool:
+    return math.isfinite(told["loss"]) and math.isfinite(told["grad_norm"])
 
 
 def metric_of(spec: TrainSpec) -> str:

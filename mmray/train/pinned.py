@@ -3,22 +3,24 @@
     <output>/_mmray/data/<key>/<shard>-<version>.arrow   a piece; <shard>-<version>.json: what it is
 
 Pieces are made once: a run that was killed goes on with those that are missing, and a changed shard
-has a piece of its own.
+has a piece of its own. They go when the training is done; the list of them stays.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import BaseModel, ConfigDict
 
 from mmray.errors import JobFailed, RefusedError
-from mmray.index import files
-from mmray.index.manifest import File
 from mmray.report import Example
 from mmray.sources import Shard, Source
 from mmray.specs.train import TrainSpec
-from mmray.storage import Storage, join
+from mmray.storage import Storage, blobs, is_s3, join
+from mmray.storage.blobs import File
 from mmray.train.pieces import Found, PieceWriter
+
+FOLDER = "_mmray/data"
 
 
 class Piece(BaseModel):
@@ -73,7 +75,21 @@ class Pinned(BaseModel):
 
 def piece_path(key: str, shard: Shard) -> str:
     """Where a shard's piece lies, below the output."""
-    return f"_mmray/data/{key}/{shard.key}-{shard.version}.arrow"
+    return f"{FOLDER}/{key}/{shard.key}-{shard.version}.arrow"
+
+
+def remove_pieces(storage: Storage, output: str) -> int:
+    """Remove all pieces of an output, once its training is done: nothing reads them again.
+
+    Returns how many bytes they were. Raises StorageError.
+    """
+    folder, removed = storage.normalise(join(output, FOLDER)), 0
+    for item in storage.list(folder):
+        storage.delete(item.uri)
+        removed += item.size
+    if not is_s3(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    return removed
 
 
 def known_piece(storage: Storage, output: str, path: str) -> Piece | None:
@@ -91,10 +107,10 @@ def make_piece(
     storage: Storage, output: str, path: str, writer: PieceWriter, work: tuple[Source, Shard]
 ) -> Piece:
     """Read a shard and put its piece to where it belongs. Raises StorageError."""
-    with files.scratch() as folder:
+    with blobs.scratch() as folder:
         local = folder / "piece.arrow"
         found = writer.write(*work, local)
-        file = files.put(storage, local, output, path)
+        file = blobs.put(storage, local, output, path)
     piece = Piece(path=path, bytes=file.bytes, sha256=file.sha256, found=found)
     storage.write_bytes(join(output, _about(path)), piece.model_dump_json().encode())
     return piece

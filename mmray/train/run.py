@@ -1,51 +1,82 @@
-"""The same loop in several workers, which Ray Train starts, and starts again when one is lost.
+"""The same loop in several workers, which Ray Train starts; a run of its own for each time that
+workers were lost.
 
 A worker begins at the newest checkpoint, so a restart is nothing special. Workers tell the driver
 what they do through a small actor, and look there whether to stop. With a range of workers Ray
-Train takes as many as the cluster holds, and starts anew from the last checkpoint when that
-changes.
+Train takes as many as the cluster holds, and starts anew from the last checkpoint when it has room
+for more.
 """
 
 import logging
 import os
+import signal
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
-from mmray.errors import JobFailed, RefusedError
+from mmray.errors import Interrupted, JobFailed, MmrayError
 from mmray.flow.drive import cluster
-from mmray.index import files
 from mmray.sources import Shard, Source
 from mmray.specs.common import Resources
-from mmray.specs.train import TrainSpec
-from mmray.storage import Storage
+from mmray.specs.train import TrainResources, TrainSpec
+from mmray.storage import Storage, blobs
 from mmray.train.begin import here
+from mmray.train.board import TELL_SECONDS, Heard, Telling, put_up
 from mmray.train.course import Ended, Watch
+from mmray.train.lost import RESTARTS, Losses, is_echo, own_fault, words_of
 from mmray.train.pieces import PieceWriter
 from mmray.train.pinned import Piece, make_piece
 from mmray.train.task import Task
 
-_Told = tuple[str, tuple[Any, ...]]
-
-RESTARTS = 16
-"""Losses of workers that a run gets over."""
 LITTLE = 64 * 1024 * 1024
-TELL_SECONDS = 0.2
 COLLECTIVE_SECONDS = 600
 """How long workers wait for one that doesn't answer."""
 
 
 @contextmanager
 def connected(spec: TrainSpec) -> Iterator[None]:
-    """Ray, as the spec asks for it. Raises JobFailed where this machine lacks the GPUs."""
+    """Ray, as the spec asks for it.
+
+    Raises:
+        JobFailed: this machine can't hold the workers.
+        Interrupted: SIGTERM came meanwhile.
+    """
+    import ray
+
     asked = spec.resources
     gpus = asked.gpus_per_worker * asked.worker_range[0]
-    with cluster(Resources(address=asked.address, gpus=gpus)):
+    # What Ray starts here doesn't grow; a session or a cluster may.
+    grows = ray.is_initialized() or asked.address or os.environ.get("RAY_ADDRESS")
+    handler = signal.getsignal(signal.SIGTERM)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(cluster(Resources(address=asked.address, gpus=gpus)))
+        except SystemExit as error:  # of the handler that Ray puts in the place of ours
+            raise Interrupted(signal.SIGTERM) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        lacking = _lacking(asked)
+        if lacking and not grows:
+            raise JobFailed(lacking)
         yield
+
+
+def _lacking(asked: TrainResources) -> str:
+    """What Ray has too little of for the least number of workers, in words."""
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    least = asked.worker_range[0]
+    for name, each in (("CPU", asked.cpus_per_worker), ("GPU", asked.gpus_per_worker)):
+        if there.get(name, 0.0) < least * each:
+            have = there.get(name, 0.0)
+            return f"resources: {least} workers need {least * each:g} {name}s, Ray has {have:g}"
+    return ""
 
 
 def spread_pieces(
@@ -65,7 +96,22 @@ def spread_pieces(
     waiting = [task.remote(source, spec, how, path, shard) for path, shard in missing]
     while waiting:
         ready, waiting = ray.wait(waiting)
-        yield from ray.get(ready)
+        for made in ready:
+            yield _taken(made)
+
+
+def _taken(made: Any) -> Piece:
+    """What a task made. Raises what it raised of ours, and JobFailed for anything else."""
+    import ray
+
+    try:
+        piece: Piece = ray.get(made)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, MmrayError):
+            raise cause from None
+        raise JobFailed(f"a worker that read shards failed: {error}") from error
+    return piece
 
 
 def _piece(source: Source, spec: TrainSpec, how: str, path: str, shard: Shard) -> Piece:
@@ -86,39 +132,53 @@ def train(task: Task, watch: Watch, say: Callable[[str], None]) -> Ended:
     """Train on the cluster that this process is connected to.
 
     Raises:
-        RefusedError: the workers can't begin.
-        JobFailed: workers were lost too often.
+        RefusedError, StorageError, JobFailed: a worker's own, or workers were lost too often.
+        Interrupted: a signal came while no worker was training.
     """
     import ray
 
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
-    with files.scratch() as folder:
-        fit = _Fit(task, board, str(folder))
-        try:
-            while fit.running:
-                time.sleep(TELL_SECONDS)
-                _pass_on(ray.get(board.take.remote()), watch, say)
-                signum = watch.signal()
-                if signum:
-                    ray.get(board.stop.remote(signum))
-            _pass_on(ray.get(board.take.remote()), watch, say)
-            ended: Ended | None = ray.get(board.ended.remote())
-        finally:
-            ray.kill(board)
-    if ended is None:
-        raise JobFailed(f"training ended without a result: {fit.error}") from fit.error
-    return ended
+    losses = Losses()
+    try:
+        board = put_up()
+        with blobs.scratch() as folder:
+            while True:
+                lacking = _lacking(task.spec.resources)
+                if lacking:
+                    say(f"waiting for workers: {lacking}")
+                fit = _Fit(task, board, str(folder))
+                heard = Heard(watch, say)
+                _listen(fit, board, heard)
+                ended: Ended | None = ray.get(board.ended.remote())
+                if ended is not None:
+                    return ended
+                if heard.failure is not None:
+                    raise heard.failure
+                if watch.signal():
+                    raise Interrupted(watch.signal())
+                words = words_of(fit.error)
+                losses.add(heard.furthest, words)
+                say(f"beginning again at the last checkpoint: {words}")
+    except ray.exceptions.RayError as error:
+        raise JobFailed(f"Ray was lost: {error}") from error
 
 
-def _pass_on(told: list[_Told], watch: Watch, say: Callable[..., Any]) -> None:
-    for name, values in told:
-        if name == "refused":
-            raise RefusedError(*values)
-        (say if name == "say" else getattr(watch, name))(*values)
+def _listen(fit: "_Fit", board: Any, heard: Heard) -> None:
+    """Until all workers are gone, or a signal comes while none trains that could end in order."""
+    import ray
+
+    while fit.running:
+        time.sleep(TELL_SECONDS)
+        heard.take(ray.get(board.take.remote()))
+        signum = heard.watch.signal()
+        if signum:
+            ray.get(board.stop.remote(signum))
+            if not heard.begun:
+                return
+    heard.take(ray.get(board.take.remote()))
 
 
 class _Fit:
-    """Ray Train's run, on a thread: it blocks."""
+    """Ray Train's run, on a thread: it blocks. It ends when a worker fails."""
 
     def __init__(self, task: Task, board: Any, folder: str) -> None:
         self.error: BaseException | None = None
@@ -134,7 +194,7 @@ class _Fit:
     def _run(self, task: Task, board: Any, folder: str) -> None:
         try:
             _trainer(task, board, folder).fit()
-        except BaseException as error:  # noqa: BLE001 (told where the result is missing)
+        except BaseException as error:  # noqa: BLE001 (said where workers were lost)
             self.error = error
 
 
@@ -155,6 +215,10 @@ def _trainer(task: Task, board: Any, folder: str) -> Any:
     each = {"CPU": asked.cpus_per_worker}
     if asked.gpus_per_worker:
         each["GPU"] = asked.gpus_per_worker
+    if least < most:
+        # What it takes for room may be a node that went up to 20 seconds ago. Only its next look
+        # finds it gone, and that needn't be a minute later.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return TorchTrainer(
         _worker,
@@ -168,7 +232,8 @@ def _trainer(task: Task, board: Any, folder: str) -> Any:
         run_config=api.RunConfig(
             name="mmray",
             storage_path=folder,
-            failure_config=api.FailureConfig(max_failures=RESTARTS),
+            # `train` begins again when workers are lost; Ray Train, when they don't come up.
+            failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=RESTARTS),
             logging_config=api.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -187,93 +252,21 @@ def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     place: Place = Place(context.get_world_rank(), context.get_world_size(), str(api.get_device()))
     torch.set_num_threads(max(1, int(task.spec.resources.cpus_per_worker)))
-    telling = _Telling(board)
+    telling = Telling(board)
+    if ray.get(board.stopped.remote()):
+        raise RuntimeError("the run was told to stop")
+    if place.rank == 0:
+        telling.say(f"training with {place.world} worker{'s' if place.world > 1 else ''}")
     try:
         ended = work(task, place, telling, telling.say)
-    except RefusedError as error:
-        telling.tell("refused", str(error))
-        telling.flush()
+    except Exception as error:
+        if not is_echo(error):
+            failure = own_fault(error, place.rank)
+            if failure is not error:
+                telling.say(traceback.format_exc())
+            telling.tell("failed", failure)
+            telling.flush()
         raise
     if place.rank == 0:
         telling.flush()
         ray.get(board.end.remote(ended))
-
-
-class _Board:
-    """What rank 0 tells the driver, and the driver rank 0; an actor."""
-
-    def __init__(self) -> None:
-        self._told: list[_Told] = []
-        self._signum = 0
-        self._ended: Ended | None = None
-
-    def tell(self, told: list[_Told]) -> int:
-        self._told += told
-        return self._signum
-
-    def take(self) -> list[_Told]:
-        told, self._told = self._told, []
-        return told
-
-    def stop(self, signum: int) -> None:
-        self._signum = signum
-
-    def end(self, ended: Ended) -> None:
-        self._ended = ended
-
-    def ended(self) -> Ended | None:
-        return self._ended
-
-
-class _Telling:
-    """A worker's watch: what happens goes to the board a few times a second, and no step waits."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._held: list[_Told] = []
-        self._sent: Any = None
-        self._last = 0.0
-        self._signum = 0
-
-    def begun(self, step: int, steps: int, batch: int) -> None:
-        self.tell("begun", step, steps, batch)
-
-    def stepped(self, step: int, loss: float, told: dict[str, float]) -> None:
-        self.tell("stepped", step, loss, told)
-
-    def measured(self, metrics: dict[str, float]) -> None:
-        self.tell("measured", dict(metrics))
-
-    def say(self, words: str) -> None:
-        self.tell("say", words)
-
-    def signal(self) -> int:
-        self._send(time.monotonic())
-        return self._signum
-
-    def tell(self, name: str, *values: Any) -> None:
-        self._held.append((name, values))
-
-    def flush(self) -> None:
-        import ray
-
-        self._answer(wait=True)
-        ray.get(self._board.tell.remote(self._held))
-        self._held = []
-
-    def _send(self, now: float) -> None:
-        if self._answer() and now - self._last >= TELL_SECONDS:
-            self._sent = self._board.tell.remote(self._held)
-            self._held, self._last = [], now
-
-    def _answer(self, wait: bool = False) -> bool:
-        """Take up what the board answered; whether nothing is under way."""
-        import ray
-
-        if self._sent is None:
-            return True
-        ready, _ = ray.wait([self._sent], timeout=None if wait else 0)
-        if ready:
-            self._signum = ray.get(self._sent)
-            self._sent = None
-        return bool(ready)

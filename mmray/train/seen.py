@@ -1,4 +1,4 @@
-"""How a training is seen while it runs: the progress display, and TensorBoard's events.
+"""How a training is seen while it runs: the progress display, TensorBoard's events, and trackers.
 
 Events are written on this machine and put to `<output>/tensorboard/` after each epoch, one file for
 each run; a run that goes on hides the steps that it does again.
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmray.index import files
 from mmray.report.progress import Progress
-from mmray.storage import Storage
+from mmray.storage import Storage, blobs
+from mmray.train.track import Tracked, close_all
 
 EVENTS = "tensorboard"
 
@@ -19,9 +19,15 @@ class Seen:
     """What a run shows; a `Watch` whose signals come from `signalled`."""
 
     def __init__(
-        self, show: Progress, signalled: Sequence[int], events: "Events", epochs: int
+        self,
+        show: Progress,
+        signalled: Sequence[int],
+        events: "Events",
+        epochs: int,
+        trackers: Sequence[Tracked] = (),
     ) -> None:
         self._show, self._signalled, self._events, self._epochs = show, signalled, events, epochs
+        self._trackers = trackers
         self._begun = self._steps = self._batch = 0
         self.losses: dict[int, float] = {}
         """Step to loss, of what this run saw."""
@@ -33,6 +39,8 @@ class Seen:
         self._begun = min(step, self._begun) if self._steps else step
         self._steps, self._batch = steps, batch
         self._events.open(step)
+        for tracker in self._trackers:
+            tracker.open()
 
     def stepped(self, step: int, loss: float, told: dict[str, float]) -> None:
         """A step is done."""
@@ -44,7 +52,7 @@ class Seen:
             fraction=done / self._steps,
             stage=f"epoch {epoch}/{self._epochs} loss {loss:.3f}",
         )
-        self._events.add(done, {f"train/{name}": value for name, value in told.items()})
+        self._add(done, {f"train/{name}": value for name, value in told.items()})
 
     def measured(self, metrics: dict[str, float]) -> None:
         """An epoch is done."""
@@ -53,12 +61,24 @@ class Seen:
         words = [f"{name} {metrics[name]:.3f}" for name in names if name in metrics]
         if words:
             self._show.say(f"epoch {int(metrics['epoch'])}: {', '.join(words)}")
-        self._events.add(step, {name: each for name, each in metrics.items() if "/" in name})
+        self._add(step, {name: each for name, each in metrics.items() if "/" in name})
         self._events.put()
 
     def signal(self) -> int:
         """The signal to stop by, or 0."""
         return self._signalled[0] if self._signalled else 0
+
+    def close(self, code: int) -> None:
+        """The run ends, with the exit code `code`."""
+        try:
+            self._events.close()
+        finally:
+            close_all(self._trackers, code)
+
+    def _add(self, step: int, values: dict[str, float]) -> None:
+        self._events.add(step, values)
+        for tracker in self._trackers:
+            tracker.add(step, values)
 
 
 class Events:
@@ -88,11 +108,11 @@ class Events:
             return
         self._writer.flush()
         for file in sorted(self._folder.iterdir()):
-            with files.scratch() as still:  # the writer goes on with its own file
+            with blobs.scratch() as still:  # the writer goes on with its own file
                 copy = still / file.name
                 copy.write_bytes(file.read_bytes())
                 path = f"{EVENTS}/{self._run_id}/{file.name}"
-                files.put(self._storage, copy, self._output, path)
+                blobs.put(self._storage, copy, self._output, path)
 
     def close(self) -> None:
         """Bring the rest."""

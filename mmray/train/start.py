@@ -12,7 +12,7 @@ from mmray.storage import Storage, join
 from mmray.train.pinned import Pinned
 
 FORMAT = 1
-_OUTSIDE = ("resources", "storage", "errors", "output")
+_OUTSIDE = ("resources", "storage", "errors", "output", "track")
 """Parts of a spec that don't change what is learned."""
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mmray.encoders.joint import Checkpoint, open_checkpoint
+from mmray.encoders.joint_folder import Checkpoint, open_checkpoint
 from mmray.encoders.joint_inputs import JointInputs
 from mmray.errors import RefusedError
-from mmray.index import files
 from mmray.models.devices import place as placed
 from mmray.models.joint import checkpoint as joint
 from mmray.specs.train import TrainSpec
-from mmray.storage import Storage
+from mmray.storage import Storage, blobs
 from mmray.train.checkpoints import MODEL, Checkpoints
 from mmray.train.course import Ended, Watch
 from mmray.train.loop import Data, Loop, Place
@@ -37,7 +36,7 @@ def work(task: Task, place: Place, watch: Watch, say: Say) -> Ended:
     spec = task.spec
     storage = Storage.of(spec.storage)
     checkpoints = Checkpoints(storage, spec.output)
-    with files.scratch() as scratch:
+    with blobs.scratch() as scratch:
         folder = _checkpoint(checkpoints, place, say, scratch)
         known = open_checkpoint(str(folder / MODEL))
         model = joint.load(known.folder)
@@ -65,7 +64,7 @@ def open_samples(task: Task, storage: Storage) -> Samples:
     """The pinned samples, on this machine."""
     spec = task.spec
     paths = [
-        files.get(storage, spec.output, piece.file)
+        blobs.get(storage, spec.output, piece.file)
         for piece in task.pinned.pieces
         if piece.found.rows
     ]

@@ -24,7 +24,7 @@ def pictures(tmp_path: Path) -> Path:
         place = folder / f"{seed:02d}.png"
         place.write_bytes(shards.picture(seed, (64, 48), format="PNG"))
         place.with_suffix(".txt").write_text(f"- {shards.caption(seed)}")
-        if seed % 4 == 0:
+        if seed % 2 == 0:
             place.with_suffix(".wav").write_bytes(media.sound(2.0, seed=seed))
     return folder
 
@@ -44,18 +44,26 @@ def test_a_folder_is_packed_embedded_indexed_and_searched(pictures: Path, tmp_pa
     assert f"  {COUNT} rows written, 0 skipped, 0 quarantined" in told
     assert f"  {COUNT} vectors in a flat index, recall@10 1" in told
     steps = told.split("\n[")
-    assert len(steps) == 10
-    words, picture, again = steps[7:]
+    assert len(steps) == 14
+    words, learned, embedded, joint_words, joint_picture, spoken, again = steps[7:]
     out = tmp_path / "out" / "demo"
     assert f'--text "- {shards.caption(0)}"' in words
-    assert str(out / "search.html") in words
-    best, *others = picture.splitlines()[1:]
+    assert f"  {COUNT} samples in 40 steps" in learned
+    assert f"  {COUNT} rows written, 0 skipped, 0 quarantined" in embedded
+    assert f'--text "- {shards.caption(0)}"' in joint_words
+    best, *others = joint_picture.splitlines()[1:]
     assert best == f"  1.000  - {shards.caption(0)}"
     assert len(others) >= 6
-    assert f"  0 rows written, {COUNT} skipped" in again
-    assert f"  0 rows indexed, {COUNT} skipped" in again
-    assert "Open out/demo/report.html and out/demo/search.html in a browser." in again
-    for name, shown in (("search.html", 6), ("search-picture.html", 7)):
+    assert "--audio 00.wav" in spoken
+    assert again.count(" 0 rows read") == 5
+    for name, shown in (
+        ("search.html", 6),
+        ("joint-words.html", 6),
+        ("joint-picture.html", 7),
+        ("joint-spoken.html", 6),
+    ):
+        assert name in again
         text = (out / name).read_text()
         assert_safe(text)
         assert Page(text).count("img") == shown
+    assert_safe((out / "training.html").read_text())

@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Course]:
     return uri, course
 
 
-def options(workers: int = 1) -> dict[str, Any]:
+def options(workers: int | list[int] = 1) -> dict[str, Any]:
     return {
         "train__epochs": EPOCHS,
         "train__checkpoint_steps": 2,
@@ -61,6 +61,23 @@ def wait_for_step(run: runs.Run, output: Path, step: int) -> None:
         assert time.monotonic() < deadline, run.log.read_text()
         time.sleep(0.02)
     assert run.running, run.log.read_text()
+
+
+def wait_for_words(run: runs.Run, words: str) -> None:
+    deadline = time.monotonic() + runs.TIMEOUT
+    while run.running and words not in run.log.read_text():
+        assert time.monotonic() < deadline, run.log.read_text()
+        time.sleep(0.02)
+    assert run.running, run.log.read_text()
+
+
+def workers_of(run: runs.Run) -> list[int]:
+    """Process ids of its workers."""
+    return [
+        child.pid
+        for child in psutil.Process(run.process.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    ]
 
 
 def test_driver_killed_again_and_again(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
@@ -97,15 +114,67 @@ def test_worker_killed(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = runs.Run(training.fields(uri, output, **options(workers=2)), tmp_path)
     wait_for_step(run, output, 10)
-    workers = [
-        child.pid
-        for child in psutil.Process(run.process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
+    workers = workers_of(run)
     os.kill(workers[-1], signal.SIGKILL)
     report = run.finish()
     assert report["metrics"]["steps"] == STEPS
     assert len(workers) == 2
     assert "going on from step" in run.log.read_text()
+    losses = training.course(output, tmp_path / "at").losses
+    assert losses == pytest.approx(course.losses, rel=1e-2)
+
+
+def test_sigterm_with_two_workers(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
+    """While they train, and while they come back."""
+    uri, course = undisturbed
+    output = tmp_path / "out"
+    fields = training.fields(uri, output, **options(workers=2))
+    fields["train"]["checkpoint_steps"] = 1000
+    run = runs.Run(fields, tmp_path)
+    wait_for_step(run, output, 9)
+    run.signal(signal.SIGTERM)
+    report = run.finish(code=143)
+    assert 9 < report["metrics"]["steps"] == last_step(output)
+
+    run = runs.Run(fields, tmp_path)
+    wait_for_step(run, output, last_step(output) + 3)
+    os.kill(workers_of(run)[0], signal.SIGKILL)
+    wait_for_words(run, "beginning again at the last checkpoint: worker 0:")
+    begun = time.monotonic()
+    run.signal(signal.SIGTERM)
+    assert run.finish(code=143)["status"] == "interrupted"
+    assert time.monotonic() - begun < 20
+    assert 9 < last_step(output) < STEPS
+    fields["resources"]["workers"] = 1
+    runs.run(fields, tmp_path)
+    losses = training.course(output, tmp_path / "at").losses
+    assert losses == pytest.approx(course.losses, rel=1e-2)
+
+
+def test_node_lost(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
+    """With a range of workers it goes on with those that are left."""
+    from ray.cluster_utils import Cluster
+
+    uri, course = undisturbed
+    output = tmp_path / "out"
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        node = cluster.add_node(num_cpus=1)
+        fields = training.fields(uri, output, **options(workers=[1, 2]))
+        fields["resources"]["address"] = cluster.address
+        run = runs.Run(fields, tmp_path)
+        wait_for_step(run, output, 10)
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in (raylet, *raylet.children(recursive=True)):
+            process.kill()
+        report = run.finish()
+    finally:
+        cluster.shutdown()
+    log = run.log.read_text()
+    both, lost, one = map(log.index, ("with 2 workers", "beginning again", "with 1 worker"))
+    assert both < lost < one
+    assert report["metrics"]["steps"] == STEPS
     losses = training.course(output, tmp_path / "at").losses
     assert losses == pytest.approx(course.losses, rel=1e-2)

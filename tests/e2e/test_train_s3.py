@@ -1,18 +1,25 @@
-"""Training from S3 to S3: the checkpoints, pieces, events and reports are all there."""
+"""Training from S3 to S3: all of it is there, and the output is an encoder by its uri."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import mmray
+from mmray.encoders import EncodeOptions, describe
 from mmray.errors import Interrupted
 from mmray.jobs import train
+from mmray.specs.common import JointEncoder
 from mmray.storage import Storage
 from mmray.train.seen import Seen
-from tests import shards, training
+from tests import runs, shards, training
 from tests.conftest import TestServer
 
 pytestmark = pytest.mark.e2e
@@ -44,8 +51,78 @@ def test_from_s3_to_s3(
     assert 1 <= len(manifests) <= 3
     assert f"/out/{pointer['best']}/model/model.safetensors" in names
     assert any(name.startswith("/out/tensorboard/") for name in names)
+    assert not any(name.startswith("/out/_mmray/data/") for name in names)
     assert str(report.outputs["page"]).removeprefix(s3_uri) in names
 
 
 def _local(folder: Path) -> str:
     return training.write_tars(folder / "tars", 2, 20)
+
+
+def test_its_output_is_an_encoder_by_its_uri(
+    s3: TestServer, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, embedded, indexed and searched by words, with nothing but uris."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
+    shards.put(f"{s3_uri}/tars", shards.sample_shards(2, 20, size=(20, 16)), s3.client())
+    spec = training.spec(f"{s3_uri}/tars/*.tar", f"{s3_uri}/joint", train__epochs=1)
+    train.run(spec, quiet=True)
+    job = runs.embed_spec(
+        f"{s3_uri}/tars/*.tar",
+        f"{s3_uri}/store",
+        encoder={"kind": "joint", "model": spec.output},
+        dtype="float32",
+    )
+    assert runs.run(job, tmp_path / "embed")["rows_written"] == 40
+
+    storage = Storage()
+    best = json.loads(storage.read_bytes(f"{spec.output}/checkpoint.json"))["best"]
+    for each in storage.list(f"{spec.output}/{best}/model"):
+        place = tmp_path / "here" / each.uri.rpartition("/model/")[2]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(storage.read_bytes(each.uri))
+    here = JointEncoder(kind="joint", model=str(tmp_path / "here"))
+    card = describe(here, EncodeOptions(dtype="float32"))
+    store = mmray.open_store(f"{s3_uri}/store")
+    assert store.meta.fingerprint == card.fingerprint
+    [weights] = card.details["weights"]
+    assert len(list((tmp_path / "cache" / "blobs").glob(f"{weights}*"))) == 1
+
+    index = {
+        "job": "index",
+        "store": {"uri": store.uri},
+        "column": "image_embedding",
+        "output": f"{s3_uri}/index",
+    }
+    runs.run(index, tmp_path / "index")
+    rows = store.to_arrow().to_pylist()
+    pictures = np.asarray([row["image_embedding"] for row in rows], np.float32)
+    scores = pictures @ np.asarray(rows[3]["text_embedding"], np.float32)
+    found = searched(f"{s3_uri}/index", rows[3]["caption"])
+    assert np.allclose([hit["score"] for hit in found], sorted(scores)[::-1][:5], atol=1e-5)
+    assert found[0]["id"] == rows[int(scores.argmax())]["id"]
+
+
+def searched(index: str, words: str) -> list[dict[str, Any]]:
+    """The hits of `mmray search`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mmray", "search", index, "--text", words, "-k", "5", "--json"],
+        cwd=runs.ROOT,
+        capture_output=True,
+        timeout=runs.TIMEOUT,
+        check=True,
+    )
+    hits: list[dict[str, Any]] = json.loads(done.stdout.decode().splitlines()[-1])["hits"]
+    return hits
+
+
+def test_a_missing_checkpoint_ends_a_job_before_it_begins(s3_uri: str, tmp_path: Path) -> None:
+    job = runs.embed_spec(
+        f"{s3_uri}/tars/*.tar",
+        f"{s3_uri}/store",
+        encoder={"kind": "joint", "model": f"{s3_uri}/nothing"},
+    )
+    refused = runs.run(job, tmp_path, code=2)
+    assert f"no checkpoint at {s3_uri}/nothing" in refused["error"]
+    assert not list(Storage().list(f"{s3_uri}/store"))

@@ -25,10 +25,11 @@ from mmray.errors import (
     SpecError,
     StorageError,
 )
-from mmray.index import Index, build, manifest, workers
-from mmray.index.answers import Answered, Answering
-from mmray.index.batches import Piece
-from mmray.index.duplicates import Found, Ints
+from mmray.index import Index, manifest, workers
+from mmray.index.batch.answers import Answered, Answering
+from mmray.index.batch.batches import Piece
+from mmray.index.batch.duplicates import Found, Ints
+from mmray.index.building import build
 from mmray.index.upkeep import verify
 from mmray.jobs import duplicates, search
 from mmray.jobs.duplicates import Neighbouring
@@ -260,7 +261,7 @@ class DyingNeighbouring(Neighbouring):
     """Killed the first time."""
 
     def __call__(self, rows: Ints) -> Found:
-        if killed_once(Path(f"{self.uri}-marks"), "neighbouring"):
+        if killed_once(Path(f"{self.opening.uri}-marks"), "neighbouring"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(rows)
 

@@ -1,14 +1,12 @@
 """Random kills of index builds and of their S3 server while the store goes on; after each build
 every row of the store answers once, with its own vector.
 
-A part for each kind of index. Parts leave marks as those of `test_kills` do.
+A part for each kind of index.
 """
 
 from __future__ import annotations
 
 import random
-import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from mmray.storage import Storage
 from mmray.store import Change, Committer
 from tests import runs
 from tests.conftest import TestServer, use
-from tests.soak.test_kills import MARKS, commit
+from tests.soak.kills import Part, job_with_kills, restart
 from tests.stores import Vectors, vectors
 
 KILLS = 20
@@ -84,6 +82,16 @@ class Going:
         store.reload()
 
 
+def strike(chance: random.Random, run: runs.Run, server: TestServer) -> str:
+    """Kill the driver, or the server; which it was."""
+    kind = chance.choices(("driver", "server"), weights=(7, 3))[0]
+    if kind == "driver":
+        run.kill()
+    else:
+        restart(server, chance)
+    return kind
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_kills(
     kind: str,
@@ -92,9 +100,7 @@ def test_kills(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    mark = MARKS / f"index-{kind}-{commit()}"
-    if mark.exists() and not request.config.getoption("--soak-afresh"):
-        pytest.skip(f"{kind} passed before: {mark.read_text().strip()}")
+    mine = Part(f"index-{kind}", request)
     use(own_s3.environment, monkeypatch)
     monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
     chance = random.Random(kind)
@@ -111,34 +117,16 @@ def test_kills(
     done: list[str] = []
     did: Counter[str] = Counter()
     while len(done) < KILLS:
-        done += job_with_kills(spec, tmp_path, own_s3, chance, KILLS - len(done))
+        done += job_with_kills(
+            spec,
+            tmp_path,
+            pause=lambda: chance.uniform(0.8, 4.5),
+            strike=lambda run: strike(chance, run, own_s3),
+            most=KILLS - len(done),
+        )
         assert_answers(spec["output"], going, chance)
         did.update(going.go_on() for _ in range(chance.choice((1, 2, 3))))
-    MARKS.mkdir(parents=True, exist_ok=True)
-    mark.write_text(f"{len(done)} kills: {dict(Counter(done))}; the store: {dict(did)}\n")
-
-
-def job_with_kills(
-    spec: runs.Spec, folder: Path, server: TestServer, chance: random.Random, most: int
-) -> list[str]:
-    """Run the job until it is done, killing at random moments until `most` kills are made."""
-    done: list[str] = []
-    while True:
-        run = runs.Run(spec, folder)
-        wait = time.monotonic() + chance.uniform(0.8, 4.5)
-        while run.running and time.monotonic() < wait:
-            time.sleep(0.02)
-        if run.running and len(done) < most:
-            done.append(chance.choices(("driver", "server"), weights=(7, 3))[0])
-            if done[-1] == "driver":
-                run.kill()
-            else:
-                server.kill()
-                time.sleep(chance.uniform(0, 3))
-                server.start()
-        if run.process.poll() != -signal.SIGKILL:
-            run.finish()
-            return done
+    mine.passed(f"{len(done)} kills: {dict(Counter(done))}; the store: {dict(did)}")
 
 
 def assert_answers(uri: Any, going: Going, chance: random.Random) -> None:

@@ -1,8 +1,6 @@
 """A hundred kills at random moments of drivers, actors and the S3 server; then every sample once.
 
-In ten parts of ten kills, each with a seed of its own and some minutes long. A part that passed
-leaves a mark under `out/soak`, so that `make soak` goes on where it was stopped; `make soak
-ARGS=--soak-afresh` forgets the marks. The marks name the commit: another commit starts over.
+In ten parts of ten kills, each with a seed of its own and some minutes long.
 """
 
 from __future__ import annotations
@@ -10,30 +8,16 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests import runs, shards
 from tests.conftest import TestServer, use
+from tests.soak.kills import Part, job_with_kills, restart
 
 PARTS, KILLS = 10, 10
 SHARDS, PER_SHARD = 6, 160
-MARKS = runs.ROOT / "out" / "soak"
-
-
-def commit() -> str:
-    """The commit under test, with a `+` where files differ from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
-        cwd=runs.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return described.stdout.strip()
 
 
 def upload(server: TestServer, prefix: str) -> list[tuple[str, str]]:
@@ -58,9 +42,7 @@ def strike(chance: random.Random, run: runs.Run, server: TestServer) -> str:
     if kind == "driver":
         run.kill()
     elif kind == "server":
-        server.kill()
-        time.sleep(chance.uniform(0, 3))
-        server.start()
+        restart(server, chance)
     else:
         workers = run.workers()
         if not workers:
@@ -80,9 +62,7 @@ def test_kills(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    mark = MARKS / f"kills-{part}-{commit()}"
-    if mark.exists() and not request.config.getoption("--soak-afresh"):
-        pytest.skip(f"part {part} passed before: {mark.read_text().strip()}")
+    mine = Part(f"kills-{part}", request)
     use(own_s3.environment, monkeypatch)
     chance = random.Random(part)
     done: list[str] = []
@@ -96,30 +76,15 @@ def test_kills(
             encoder=runs.slow(0.05),
             errors={"max_fraction": 0.05},
         )
-        done += job_with_kills(spec, tmp_path / str(round_), own_s3, chance, KILLS - len(done))
+        done += job_with_kills(
+            spec,
+            tmp_path / str(round_),
+            pause=lambda: chance.uniform(1, 12),
+            strike=lambda run: strike(chance, run, own_s3),
+            most=KILLS - len(done),
+        )
         store = spec["store"]["uri"]
         assert runs.places(store, own_s3.environment) == places
         assert runs.verify(store)["problems"] == []
         round_ += 1
-    MARKS.mkdir(parents=True, exist_ok=True)
-    mark.write_text(f"{len(done)} kills in {round_} jobs: {', '.join(done)}\n")
-
-
-def job_with_kills(
-    spec: runs.Spec, folder: Path, server: TestServer, chance: random.Random, most: int
-) -> list[str]:
-    """Run the job until it is done, killing at random moments until `most` kills are made."""
-    done: list[str] = []
-    while True:
-        run = runs.Run(spec, folder)
-        while run.running and len(done) < most:
-            wait = time.monotonic() + chance.uniform(1, 12)
-            while run.running and time.monotonic() < wait:
-                time.sleep(0.1)
-            if run.running:
-                kind = strike(chance, run, server)
-                done += [kind] if kind else []
-        if run.process.poll() == -signal.SIGKILL:
-            continue
-        run.finish()
-        return done
+    mine.passed(f"{len(done)} kills in {round_} jobs: {', '.join(done)}")

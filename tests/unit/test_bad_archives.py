@@ -7,30 +7,16 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 
 from mmray.sources.tar import MAX_EXTENDED
 from tests import media, shards
-from tests.ingest import Account, Files, Vectors, ingest
+from tests.ingest import ingest
+from tests.unit.goodtar import GOOD, WORDS, Members, good, taken
 
 pytestmark = pytest.mark.timeout(20)
-
-Members = list[Any]
-
-WORDS = b"a good one"
-GOOD: Members = [("0.jpg", shards.picture(0)), ("0.txt", WORDS), ("zz.jpg", shards.picture(1))]
-
-
-def taken(files: Files, uri: str = "*", **changes: Any) -> Account:
-    return ingest(files, {"kind": "webdataset", "uri": uri}, **changes)
-
-
-@cache
-def good() -> dict[str, Vectors]:
-    return taken({"a.tar": shards.tar(GOOD)}).rows
 
 
 def amid(*members: Any) -> bytes:

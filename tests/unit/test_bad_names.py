@@ -12,23 +12,10 @@ import pytest
 
 from mmray.errors import RefusedError
 from tests import shards
-from tests.ingest import Account, Files, Link, Vectors, ingest, refusal
+from tests.ingest import Account, Files, Link, ingest, refusal
+from tests.unit.goodtar import GOOD, WORDS, Members, good, taken
 
 pytestmark = pytest.mark.timeout(20)
-
-Members = list[Any]
-
-WORDS = b"a good one"
-GOOD: Members = [("0.jpg", shards.picture(0)), ("0.txt", WORDS), ("zz.jpg", shards.picture(1))]
-
-
-def taken(files: Files, uri: str = "*", **changes: Any) -> Account:
-    return ingest(files, {"kind": "webdataset", "uri": uri}, **changes)
-
-
-@cache
-def good() -> dict[str, Vectors]:
-    return taken({"a.tar": shards.tar(GOOD)}).rows
 
 
 def jpeg(name: str, seed: int = 5) -> tuple[str, bytes]:

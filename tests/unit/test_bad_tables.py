@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import decimal
-import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +11,7 @@ from functools import cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from pyarrow.parquet import encryption
 
 from tests import rows, shards
 from tests.ingest import Account, Data, ingest, made
@@ -121,26 +117,8 @@ def corrupt_page() -> bytes:
     return flipped(data, data.index(b"JFIF") + 200)
 
 
-class Keys(encryption.KmsClient):
-    """A key service that keeps nothing secret."""
-
-    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
-        return base64.b64encode(key_bytes)
-
-    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
-        return base64.b64decode(wrapped_key)
-
-
 def encrypted(column: str) -> bytes:
-    table, out = pa.table({"caption": ["a", "b"], "n": [1, 2]}), io.BytesIO()
-    how = encryption.EncryptionConfiguration(
-        footer_key="f", column_keys={"c": [column]}, plaintext_footer=True, data_key_length_bits=128
-    )
-    factory = encryption.CryptoFactory(lambda _: Keys())
-    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), how)
-    with pq.ParquetWriter(out, table.schema, encryption_properties=properties) as writer:
-        writer.write_table(table)
-    return out.getvalue()
+    return rows.encrypted(pa.table({"caption": ["a", "b"], "n": [1, 2]}), column)
 
 
 FIXED = pa.array([b"abcd"], pa.binary(4))

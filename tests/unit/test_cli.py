@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import mmray
 import mmray.jobs
-from mmray.cli import app
 from mmray.cli.store import parse_age
 from mmray.errors import (
     Interrupted,
@@ -31,6 +29,7 @@ from mmray.errors import (
 from mmray.report import Report
 from mmray.specs import KINDS, EmbedSpec
 from mmray.store import Change
+from tests.unit.command import call, last_line
 from tests.unit.store_samples import SIZE, committer, new_store, part, shard
 
 pytestmark = pytest.mark.unit
@@ -41,16 +40,6 @@ GROUPS = {
     "store": ["info", "history", "verify", "rollback", "gc", "compact"],
     "index": ["info", "history", "verify", "gc"],
 }
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="mmray")
-
-
-def last_line(result: Result) -> dict[str, Any]:
-    value = json.loads(result.stdout.splitlines()[-1])
-    assert isinstance(value, dict)
-    return value
 
 
 @pytest.fixture

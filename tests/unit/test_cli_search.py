@@ -14,18 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner, Result
 
 import mmray
-from mmray.cli import app
 from mmray.index import manifest, upkeep
 from mmray.store import Store
 from tests import indexes, media, shards
 from tests.indexes import STORAGE, TOY
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="mmray")
+from tests.unit.command import call
 
 
 def asked(*words: object) -> dict[str, Any]:
@@ -190,10 +185,25 @@ def test_what_is_refused(root: str, tmp_path: Path) -> None:
     assert "no index is there" in refused("search", tmp_path, "--text", "x")
     assert "no version 7" in refused("search", root, "--text", "x", "--version", 7)
     assert "leave --model out" in refused("search", root, "--text", "x", "--model", tmp_path)
+    for words in (["--like", "x"], ["--like", "x", "--unlike", "y"]):
+        assert "need no encoder" in refused("search", root, *words, "--model", tmp_path)
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(media.sound(0.2))
     assert "UnreadableImage" in refused("search", root, "--image", bad)
     refused("search", root, "--text", "x", "-k", 0)
+
+
+def test_a_condition_has_its_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def matching(rows: Any, where: str, seconds: float) -> np.ndarray:
+        given.append(seconds)
+        return np.arange(3)
+
+    monkeypatch.setattr("mmray.index.searching.where.matching", matching)
+    for words in ([], ["--where-seconds", 2.5]):
+        assert len(asked(root, "--text", "x", "--where", "true", *words)["hits"]) == 3
+    assert given == [30, 2.5]
 
 
 def test_a_refusal_as_json(root: str) -> None:

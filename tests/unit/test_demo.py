@@ -10,14 +10,13 @@ import shutil
 import stat
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from mmray.demo import find
+from mmray.demo import find, learn
 from mmray.demo import stamps as stamps_module
-from mmray.demo.find import INDEX_SPEC, Hit, ask, questions
+from mmray.demo.find import INDEX_SPEC, Hit, Questions, ask, questions
 from mmray.demo.pack import pack
 from mmray.demo.run import SPEC
 from mmray.demo.stamps import Picture, cache_folder, fetch_stamps, stamps, user_samples
@@ -198,36 +197,57 @@ def test_an_old_package_list_is_renewed_once(
     assert [p.name for p in cache.iterdir()] == ["tuxpaint-stamps-default"], "no scratch is left"
 
 
-@pytest.mark.parametrize(
-    ("example", "spec"), [("embed-demo", SPEC), ("index-demo", INDEX_SPEC)], ids=["embed", "index"]
-)
-def test_the_examples_are_the_jobs_of_the_demo(example: str, spec: dict[str, Any]) -> None:
-    assert load_spec(Path(__file__).parents[2] / f"jobs/{example}.yaml") == load_spec(spec)
+EXAMPLES = {
+    "embed-demo": SPEC,
+    "index-demo": INDEX_SPEC,
+    "train-demo": learn.TRAIN_SPEC,
+    "embed-joint": learn.EMBED_SPEC,
+    "index-joint": learn.INDEX_SPEC,
+}
 
 
-def picture(key: str, caption: str | None = None) -> Picture:
-    return Picture(key, Path(f"/in/{key}.png"), caption, "", b"")
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_are_the_jobs_of_the_demo(example: str) -> None:
+    path = Path(__file__).parents[2] / f"jobs/{example}.yaml"
+    assert load_spec(path) == load_spec(EXAMPLES[example])
+
+
+def picture(key: str, caption: str | None = None, sound: str | None = None) -> Picture:
+    heard = Path(f"/in/{sound}") if sound else None
+    return Picture(key, Path(f"/in/{key}.png"), caption, "", b"", heard)
 
 
 def test_stamps_are_asked_with_words_that_suit_them() -> None:
-    mine = [picture("a", "An a."), picture(find.PICTURE, "A penguin.")]
-    words, path = questions(mine, {"a", find.PICTURE})
-    assert words == find.WORDS
-    assert path == mine[1].path
+    mine = [picture("a", "An a.", "a.ogg"), picture(find.PICTURE, "A penguin.", "penguin.ogg")]
+    assert questions(mine, {"a", find.PICTURE}) == Questions(find.WORDS, mine[1], mine[1])
+    mine[1] = picture(find.PICTURE, "A penguin.")
+    assert questions(mine, {"a", find.PICTURE}).spoken is None
 
 
 def test_other_pictures_are_asked_with_a_caption_of_theirs() -> None:
-    mine = [picture("torn", "A torn one."), picture("a"), picture("b", "A b.")]
-    assert questions(mine, {"a", "b"}) == ("A b.", mine[2].path)
-    assert questions(mine[:2], {"a", "b"}) == ("a", mine[1].path)
+    mine = [picture("torn", "A torn one."), picture("a", None, "a.wav"), picture("b", "A b.")]
+    assert questions(mine, {"a", "b"}) == Questions("A b.", mine[2], mine[1])
+    assert questions(mine[:2], {"a", "b"}) == Questions("a", mine[1], mine[1])
     with pytest.raises(MmrayError, match="none of the pictures"):
         questions(mine, set())
 
 
-def test_a_search_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "INDEX", str(tmp_path / "nothing"))
+def test_a_model_is_learned_of_what_the_pictures_have() -> None:
+    stamps_like = [picture(str(n), "words", "sound.ogg") for n in range(learn.HELD_OUT)]
+    assert learn.train_spec(stamps_like) == learn.TRAIN_SPEC
+    few_sounds = [picture(str(n), "words") for n in range(10)] + [picture("x", "x", "x.ogg")]
+    spec = learn.train_spec(few_sounds)
+    assert spec is not None
+    assert list(spec["model"]["towers"]) == ["image", "text"]
+    assert spec["data"]["split"]["test"] == 0, "too few to hold any out"
+    load_spec(spec)
+    assert learn.TRAIN_SPEC["data"]["split"]["test"] == 0.2
+    assert learn.train_spec([picture(str(n)) for n in range(10)]) is None
+
+
+def test_a_search_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(MmrayError, match="exit code 2: .*no index is there"):
-        ask("--text", "-x", tmp_path / "page.html")
+        ask(str(tmp_path / "nothing"), "--text", "-x", tmp_path / "page.html")
 
 
 def test_a_hit_without_a_caption_is_told_by_its_key() -> None:

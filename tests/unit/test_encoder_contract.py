@@ -27,7 +27,9 @@ ENTRIES = [
     *(f"packaged {name}" for name in PACKAGED),
     "import Toy",
     "import Listener",
+    "import Watcher",
     "joint conv+recurrent",
+    "joint video+recurrent",
     "joint vit+bert+whisper",
     "combined clip+wav2vec2",
 ]
@@ -62,7 +64,10 @@ def test_contract(entry: str, tmp_path: Path) -> None:
         check_texts(encoder)
     if card.audio is not None:
         check_audios(encoder, card.audio.rate)
+    if card.video is not None:
+        check_videos(encoder, card.video.size)
     assert (card.audio is None) == ("audio" not in card.dims)
+    assert (card.video is None) == ("video" not in card.dims)
     check_fingerprint(entry, spec, tmp_path)
 
 
@@ -98,6 +103,19 @@ def check_audios(encoder: Encoder, rate: int) -> None:
     assert np.allclose(rows, alone, atol=1e-5, rtol=1e-5)
     assert len(np.unique(rows.round(6), axis=0)) == len(waves)
     assert encoder.encode_audios([]).shape == (0, encoder.card.dims["audio"])
+
+
+def check_videos(encoder: Encoder, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(5)
+    lengths = (3, 1, 2, 3, 40)
+    videos = [[rng.integers(0, 255, (*size, 3), np.uint8) for _ in range(n)] for n in lengths]
+    rows = encoder.encode_videos(videos)
+    check_rows(rows, len(videos), encoder.card.dims["video"])
+    assert np.array_equal(rows, encoder.encode_videos(videos))
+    alone = np.concatenate([encoder.encode_videos([video]) for video in videos])
+    check_same(rows, alone)
+    assert len(np.unique(rows.round(6), axis=0)) == len(videos)
+    assert encoder.encode_videos([]).shape == (0, encoder.card.dims["video"])
 
 
 def check_rows(rows: np.ndarray, count: int, dim: int) -> None:
@@ -220,6 +238,8 @@ def joint_folder(name: str, tmp_path: Path) -> Path:
     """A checkpoint: small networks alone, or a pretrained one for each modality."""
     if name == "conv+recurrent":
         towers = {"image": tinyjoint.CONV, "text": tinyjoint.RECURRENT, "audio": tinyjoint.CONV}
+    elif name == "video+recurrent":
+        towers = {"video": tinyjoint.RECURRENT, "text": tinyjoint.CONV}
     else:
         places = zip(("image", "text", "audio"), name.split("+"), strict=True)
         folders = {each: tinymodels.build(part, tmp_path / part) for each, part in places}

@@ -12,7 +12,7 @@ import torch
 
 from mmray.encoders import EncodeOptions, describe, load_encoder
 from mmray.encoders.speech import TRANSFORM
-from mmray.models.speech import Voice, louder, partial_starts
+from mmray.models.speech import Voice, load, louder, partial_starts
 from mmray.specs.common import HfEncoder, PackagedEncoder
 from tests import tinymodels
 
@@ -92,10 +92,11 @@ def test_whisper_is_the_mean_over_the_sound(tmp_path: Path) -> None:
 
 
 def test_whisper_drops_its_decoder(tmp_path: Path) -> None:
-    from mmray.models.backbones import load_speech_encoder
+    from mmray.models.backbones import load
+    from mmray.models.forward import Wiring
 
     folder = tinymodels.build("whisper", tmp_path)
-    names = [name for name, _ in load_speech_encoder(folder, 160).module.named_parameters()]
+    names = [name for name, _ in load(folder, Wiring("whisper")).named_parameters()]
     assert "conv1.weight" in names
     assert not [name for name in names if "decoder" in name]
 
@@ -127,7 +128,7 @@ def test_a_sound_shorter_than_a_frame_is_filled_with_silence(tmp_path: Path) -> 
 def voice() -> Voice:
     from mmray.encoders.packaged import package_file
 
-    return Voice(package_file("resemblyzer", "pretrained.pt", "")).eval()
+    return load(package_file("resemblyzer", "pretrained.pt", "")).eval()
 
 
 def slaney_filters() -> np.ndarray:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mmray.encoders import EncodeOptions, describe, load_encoder
-from mmray.encoders.joint import open_checkpoint
 from mmray.encoders.joint_config import Labels, settle
+from mmray.encoders.joint_folder import open_checkpoint
 from mmray.encoders.joint_inputs import ByteTokenizer, JointInputs
 from mmray.errors import RefusedError, SpecError
 from mmray.models.joint import checkpoint
@@ -100,13 +100,44 @@ def test_frames_go_through_the_video_tower_where_there_is_no_other(tmp_path: Pat
     folder = tinyjoint.save(tmp_path / "joint", {"video": RECURRENT, "text": CONV})
     spec = spec_of(folder)
     card = describe(spec, OPTIONS)
-    assert card.dims == {"image": 16, "text": 16}
+    assert card.dims == {"image": 16, "text": 16, "video": 16}
     frame = np.full((16, 16, 3), 99, np.uint8)
-    vectors = load_encoder(spec, card, "cpu", OPTIONS).encode_images([frame])
+    encoder = load_encoder(spec, card, "cpu", OPTIONS)
     model = checkpoint.load(folder)
     inputs = JointInputs(open_checkpoint(str(folder)).config, {})
     batch = JointBatch({"video": inputs.videos([[frame]])}, {"video": torch.ones(1).bool()})
-    assert np.allclose(vectors, model.encode(batch).vectors["video"].detach().numpy(), atol=1e-6)
+    wanted = model.encode(batch).vectors["video"].detach().numpy()
+    assert np.allclose(encoder.encode_images([frame]), wanted, atol=1e-6)
+    assert np.allclose(encoder.encode_videos([[frame]]), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["conv", "recurrent"])
+def test_pictures_and_videos_have_towers_of_their_own(kind: str, tmp_path: Path) -> None:
+    """A video is the vector that was trained, of all its frames, not a mean of pictures'."""
+    film = {**CONV, "kind": kind, "side": 24}
+    folder = tinyjoint.save(tmp_path / "joint", {"image": CONV, "video": film, "text": CONV})
+    spec = spec_of(folder)
+    card = describe(spec, OPTIONS)
+    assert card.dims == {"image": 16, "text": 16, "video": 16}
+    assert card.image is not None and card.image.size == (16, 16)
+    assert card.video is not None and card.video.size == (24, 24)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (16, 16, 3), np.uint8) for _ in range(3)]
+    videos = [[rng.integers(0, 255, (24, 24, 3), np.uint8) for _ in range(n)] for n in (4, 1, 30)]
+    inputs = JointInputs(open_checkpoint(str(folder)).config, {})
+    there = {part: torch.ones(3, dtype=torch.bool) for part in ("image", "video")}
+    batch = JointBatch({"image": inputs.pictures(images), "video": inputs.videos(videos)}, there)
+    wanted = checkpoint.load(folder).encode(batch).vectors
+    encoder = load_encoder(spec, card, "cpu", OPTIONS)
+    for part, rows in (
+        ("image", encoder.encode_images(images)),
+        ("video", encoder.encode_videos(videos)),
+    ):
+        assert np.allclose(rows, wanted[part].detach().numpy(), atol=1e-5), part
+    with pytest.raises(ValueError, match="expected uint8 .*24, 24"):
+        encoder.encode_videos([[images[0]]])
+    with pytest.raises(ValueError, match="a video has no frames"):
+        encoder.encode_videos([[]])
 
 
 def test_describe_needs_no_torch(tmp_path: Path) -> None:
@@ -209,6 +240,46 @@ def test_settling_names_the_field(
     with pytest.raises(SpecError, match=message) as caught:
         tinyjoint.settled(towers, {"classify": {"label": "x"}})
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("config", "caption", "path", "message"),
+    [
+        (
+            {"model_type": "bloom"},
+            {"decoder": {"train": "prefix"}},
+            "decoder.train",
+            "bloom models can't be given a prefix; gpt2, ",
+        ),
+        ({"model_type": "bert"}, {}, "decoder.model", "bert models are no causal language models"),
+        ({"model_type": "t5"}, {}, "decoder.model", "t5 models are no causal language models"),
+        (
+            {"model_type": "gpt2", "n_positions": 20},
+            {"prefix": 4, "max_length": 17},
+            "max_length",
+            "17 tokens behind 4 places, but the decoder has room for 20",
+        ),
+        (
+            {"model_type": "gpt2", "n_positions": 20},
+            {"prefix": 4, "max_length": 10, "decoder": {"train": "prefix", "rank": 7}},
+            "max_length",
+            "10 tokens behind 11 places, but the decoder has room for 20",
+        ),
+    ],
+)
+def test_settling_a_decoder_names_the_field(
+    config: dict[str, Any],
+    caption: dict[str, Any],
+    path: str,
+    message: str,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1, **config}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    decoder = {"kind": "hf", "model": str(tmp_path), **caption.pop("decoder", {})}
+    with pytest.raises(SpecError, match=message) as caught:
+        tinyjoint.settled({"image": CONV}, {"caption": {**caption, "decoder": decoder}})
+    assert caught.value.path == f"model.heads.caption.{path}"
 
 
 def test_hub_id_without_a_commit_names_its_tower() -> None:

@@ -101,6 +101,16 @@ def test_a_video_has_frames_and_sound() -> None:
     assert all(shown.jpeg for shown in batch.previews)
 
 
+def test_frames_are_as_the_encoder_wants_those_of_a_video() -> None:
+    watcher = ImportEncoder(kind="import", model="tests.toys:Watcher")
+    spec = spec_of(encoder=watcher.model_dump())
+    decoder = Decoder(spec, ("image", "video"), describe(watcher))
+    seen = sample(image=shards.picture(1), video=media.film(16))
+    batch = decoder(Fragment(Span("0" * 16, "0" * 8, 0, 1), [seen]), "/x/a.tar")
+    assert batch.inputs["image"][0].shape == (32, 32, 3)
+    assert [frame.shape for frame in batch.inputs["video"][0]] == [(16, 16, 3)] * 8
+
+
 def test_the_sound_track_can_be_left_out() -> None:
     batch = decoded([sample(video=media.film(16, sound=True))], video={"sound": False})
     assert batch.inputs["audio"] == [None]

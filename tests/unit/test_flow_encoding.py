@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmray.encoders import EncodeOptions, describe, load_encoder
 from mmray.flow.batch import Batch
 from mmray.flow.encoding import Remembered, encode
 from mmray.sources.fragment import Sample, Span
-from tests.toys import Broken, Toy
+from mmray.specs.common import ImportEncoder
+from tests.toys import Broken, Toy, Watcher
 
 pytestmark = pytest.mark.unit
 
@@ -41,6 +43,19 @@ def test_unnormalised_vectors_keep_their_length() -> None:
     encode(work, Toy(), normalize=False)
     vector = work.vectors["image"][0]
     assert vector is not None and np.linalg.norm(vector) > 10
+
+
+def test_a_video_goes_as_a_whole_where_the_encoder_takes_videos() -> None:
+    spec = ImportEncoder(kind="import", model="tests.toys:Watcher")
+    encoder = load_encoder(spec, describe(spec), "cpu", EncodeOptions())
+    films = [[np.full((16, 16, 3), shade, np.uint8) for shade in range(n, n + 5)] for n in (1, 90)]
+    work = batch([None, None, None])
+    work.inputs = {"video": [films[0], None, films[1]]}
+    assert encode(work, encoder, normalize=False) == 2
+    first, absent, last = work.vectors["video"]
+    assert absent is None
+    assert first is not None and np.array_equal(first, Watcher().encode_videos(films[:1])[0])
+    assert last is not None and np.array_equal(last, Watcher().encode_videos(films[1:])[0])
 
 
 def test_culprits_stand_alone_and_the_others_pass() -> None:

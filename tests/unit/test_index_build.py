@@ -13,7 +13,8 @@ import pytest
 import mmray
 from mmray.errors import JobFailed, RefusedError, SpecError
 from mmray.index import Index, manifest
-from mmray.index import build as building
+from mmray.index.building import build as building
+from mmray.index.building import cut
 from mmray.index.kinds import KINDS
 from mmray.report import Report
 from mmray.storage import Storage
@@ -64,9 +65,9 @@ def store(tmp_path: Path) -> Vectors:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces of few rows."""
-    monkeypatch.setattr(building, "PIECE_BYTES", 1)  # 4,096 rows
-    monkeypatch.setattr(building, "ONE_PIECE_BYTES", 0)
-    monkeypatch.setattr(building, "GRAPH_ROWS", 4096)
+    monkeypatch.setattr(cut, "PIECE_BYTES", 1)  # 4,096 rows
+    monkeypatch.setattr(cut, "ONE_PIECE_BYTES", 0)
+    monkeypatch.setattr(cut, "GRAPH_ROWS", 4096)
 
 
 def test_flat_answers_as_numpy_does(store: Vectors, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_a_grown_store_is_clustered_anew(store: Vectors, tmp_path: Path) -> None
 def test_many_small_additions_become_one_segment(
     kind: str, store: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmray.index.finish.MOST_SEGMENTS", 3)
+    monkeypatch.setattr("mmray.index.building.finish.MOST_SEGMENTS", 3)
     every = store.put("a", vectors(4000))
     for number in range(5):
         index_job(store, tmp_path / "i", index={"kind": kind, "min_recall": 0.5})
@@ -249,11 +250,11 @@ def test_many_small_additions_become_one_segment(
 
 
 STEPS = [
-    ("start", "mmray.index.build.start"),
-    ("piece", "mmray.index.build.add"),
-    ("finish", "mmray.index.build.finish"),
+    ("start", "mmray.index.building.build.start"),
+    ("piece", "mmray.index.building.build.add"),
+    ("finish", "mmray.index.building.build.finish"),
     ("publish", "mmray.index.manifest.publish"),
-    ("tidy", "mmray.index.build.Build._tidy"),
+    ("tidy", "mmray.index.building.build.tidy"),
 ]
 
 
@@ -278,7 +279,7 @@ def test_a_killed_build_goes_on(
     published = step == "tidy" or (step == "publish" and after)
     assert manifest.exists(str(tmp_path / "i"), STORAGE) == published
 
-    made = _count(monkeypatch, "mmray.index.pieces._Adding.run")
+    made = _count(monkeypatch, "mmray.index.building.pieces._Adding.run")
     index_job(store, tmp_path / "i", index={"kind": "ivf_flat"})
     done_before = {"start": 0, "piece": 1 + after}.get(step, 3)
     assert len(made) == 3 - done_before
@@ -342,7 +343,7 @@ def test_of_two_builds_at_once_one_is_published(
 def test_an_index_below_its_floor_is_not_published(
     store: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmray.index.tune.EFFORTS", (1,))
+    monkeypatch.setattr("mmray.index.building.tune.EFFORTS", (1,))
     monkeypatch.setattr("mmray.index.kinds.GRAPH_LINKS", 2)
     noise = np.random.default_rng(0).standard_normal((8000, 32)).astype(np.float32)
     store.put("a", noise)
@@ -355,7 +356,7 @@ def test_an_index_below_its_floor_is_not_published(
 def test_auto_takes_the_next_kind_where_one_is_not_good_enough(
     store: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmray.index.tune.EFFORTS", (1,))
+    monkeypatch.setattr("mmray.index.building.tune.EFFORTS", (1,))
     monkeypatch.setattr("mmray.index.kinds.GRAPH_LINKS", 2)
     monkeypatch.setattr("mmray.index.kinds.EXACT_VALUES", 1)
     noise = np.random.default_rng(0).standard_normal((8000, 32)).astype(np.float32)

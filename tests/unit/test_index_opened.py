@@ -13,7 +13,7 @@ import pytest
 import mmray
 from mmray.errors import RefusedError
 from mmray.index import Index, manifest
-from mmray.index.opened import FEW
+from mmray.index.searching.opened import FEW
 from mmray.store import Store
 from tests import indexes
 from tests.indexes import DIM, ROWS, STORAGE, unit
@@ -155,7 +155,7 @@ def test_a_row_is_among_its_own_hits_unless_it_is_excluded(index: Index) -> None
 def test_many_excluded_rows(
     index: Index, monkeypatch: pytest.MonkeyPatch, few: int, where: str | None
 ) -> None:
-    monkeypatch.setattr("mmray.index.opened.FEW", few)
+    monkeypatch.setattr("mmray.index.searching.opened.FEW", few)
     gone = [*range(10), 59]
     left = [row for row in LIVE if row not in gone and (where is None or row % 7)]
     found = index.search(VECTORS[:5], 60, where=where, exclude=[indexes.name(row) for row in gone])

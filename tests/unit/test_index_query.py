@@ -14,12 +14,13 @@ import mmray
 from mmray.encoders import describe
 from mmray.errors import RefusedError
 from mmray.index import Made, QueryEncoder, combine
-from mmray.index.asked import look
+from mmray.index.building.asked import look
 from mmray.specs.common import CombinedEncoder, HfEncoder, ImportEncoder
 from mmray.specs.index import IndexSpec
 from mmray.store import Store
 from tests import indexes, media, tinymodels
 from tests.indexes import LISTENER, TOY
+from tests.toys import Watcher
 
 
 def made_of(store: Store, column: str, **encode: Any) -> Made:
@@ -135,6 +136,27 @@ def test_a_videos_frames_are_in_the_space_of_pictures() -> None:
         encoder.audio(media.sound(1.0))
     with pytest.raises(RefusedError, match="takes no video"):
         encoder.require("video")
+
+
+def test_videos_may_be_in_a_space_of_their_own() -> None:
+    """Where they go through an encoder that takes no pictures."""
+    made = {"kind": "combined", "of": [TOY, {"kind": "import", "model": f"{__name__}:Films"}]}
+    card = describe(CombinedEncoder.model_validate(made))
+    assert card.dims == {"image": 16, "text": 16, "video": 12}
+    films = replace(toy("video_embedding"), encoder_spec=made, fingerprint=card.fingerprint)
+    query = QueryEncoder.of(films)
+    assert query.require("video") == 1
+    with pytest.raises(RefusedError, match="video_embedding and a query's image"):
+        query.require("image")
+    pictures = QueryEncoder.of(replace(films, column="image_embedding"))
+    assert pictures.require("text") == 0
+
+
+class Films(Watcher):
+    """Videos alone."""
+
+    dims = {"video": 12}
+    image = None  # type: ignore[assignment]
 
 
 def test_another_encoder_is_refused() -> None:

@@ -6,10 +6,11 @@ import faiss
 import numpy as np
 import pytest
 
+from mmray.index.building.truth import Questions, Truth, recall
+from mmray.index.building.tune import tune
 from mmray.index.kinds import KINDS, choices
-from mmray.index.loaded import Loaded, Part, nearest
-from mmray.index.truth import Questions, Truth, recall
-from mmray.index.tune import tune
+from mmray.index.searching.loaded import Loaded, Part
+from mmray.index.searching.nearest import nearest
 from mmray.specs.index import IndexOptions
 from tests.stores import exact, vectors
 
@@ -155,7 +156,7 @@ def test_files_of_queries_come_back_and_hold_no_objects(tmp_path: Path) -> None:
 def test_a_filter_keeps_recall_also_where_it_points_away_from_the_query(
     kind: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmray.index.loaded.EXACT_ROWS", 100)
+    monkeypatch.setattr("mmray.index.searching.loaded.EXACT_ROWS", 100)
     found, queries = vectors(6000, DIM, spread=0.6), vectors(60, DIM, seed=2, spread=0.6)
     dead = np.arange(0, 6000, 17)
     index = loaded(kind, found, dead=dead)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import mmray
 from mmray.errors import RefusedError
 from mmray.index import Index
-from mmray.index.where import matching
+from mmray.index.searching.where import matching
 from tests import indexes
 
 STORAGE = indexes.STORAGE
@@ -134,7 +137,7 @@ def test_only_the_columns_named_are_read(index: Index, monkeypatch: pytest.Monke
 
 def test_a_condition_is_evaluated_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     first = index.allowed("number = 11")
-    monkeypatch.setattr("mmray.index.where.matching", None)
+    monkeypatch.setattr("mmray.index.searching.where.matching", None)
     assert index.allowed("number = 11") is first
 
 
@@ -169,6 +172,34 @@ def test_columns_of_odd_names_and_types(tmp_path: Path) -> None:
     assert rows('"inner".x = 1', index) == [0, 3]
     assert rows("\"when\" >= '1970-01-02'::timestamp", index) == [1]
     assert rows("list_contains(tags, 'b')", index) == [1]
+
+
+def test_a_condition_that_would_not_end(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = index._rows.batches
+
+    def endless(columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+        while True:
+            yield from whole(columns)
+
+    monkeypatch.setattr(index._rows, "batches", endless)
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match=r"where: takes longer than 0\.2 seconds over 60 rows"):
+        matching(index._rows, "number > 3", 0.2)
+    assert time.monotonic() - began < 10
+
+
+def test_a_row_that_takes_long(tmp_path: Path) -> None:
+    """DuckDB can't be interrupted within one: its process is ended."""
+    root = str(tmp_path / "i")
+    indexes.index(root, indexes.unit(3, 4), cuts=())
+    index = mmray.open_index(root, where_seconds=0.2)
+    slow = f"'{'a' * 200}' like '{'%a_' * 20}%b'"
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match=r"0\.2 seconds over 3 rows"):
+        index.search(indexes.unit(1, 4), where=slow)
+    assert time.monotonic() - began < 10
+    mine = [each for each in psutil.Process().children() if "evaluate" in " ".join(each.cmdline())]
+    assert mine == []
 
 
 def test_an_index_without_rows(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
-from mmray.index import duplicates as grouping
-from mmray.index import lists
-from mmray.index.duplicates import Found, Groups, neighbours
-from mmray.index.opened import Index
+from mmray.index.batch import duplicates as grouping
+from mmray.index.batch import lists
+from mmray.index.batch.duplicates import Found, Groups, neighbours
+from mmray.index.searching.opened import Index
 from mmray.jobs import duplicates
 from mmray.report import Report
 from mmray.specs.index import DuplicatesSpec

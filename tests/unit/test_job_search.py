@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import mmray
+from mmray.encoders import describe
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
-from mmray.index import answers, files, process, queryfile
-from mmray.index.opened import Index
+from mmray.index.batch import answers, process, queryfile
+from mmray.index.searching.opened import Index
 from mmray.jobs import search
 from mmray.report import Report
+from mmray.specs.common import HfEncoder, ImportEncoder
 from mmray.specs.index import SearchSpec
+from mmray.storage import blobs
+from tests import indexes, rows, tinymodels
 from tests.stores import CATEGORIES, FINGERPRINT, Vectors, exact, vectors
 from tests.unit.index_jobs import build, scattered, table
 
@@ -271,6 +277,17 @@ def test_columns_of_parquet_that_cannot_be_queries_are_refused(
         run(world, tmp_path / "out", asked)
 
 
+@pytest.mark.parametrize("column", ["v.list.element", "n"])
+def test_an_encrypted_file_is_refused(world: World, tmp_path: Path, column: str) -> None:
+    """pyarrow would end the process."""
+    path = tmp_path / "q.parquet"
+    path.write_bytes(rows.encrypted(pa.table({"v": FOUND[:2].tolist(), "n": [1, 2]}), column))
+    asked = {"kind": "file", "uri": str(path), "column": "v", "fingerprint": FINGERPRINT}
+    with pytest.raises(RefusedError, match=r"q\.parquet: .*columns of it are encrypted"):
+        run(world, tmp_path / "out", asked)
+    assert not (tmp_path / "out").exists()
+
+
 def test_vectors_need_the_fingerprint_of_the_index(world: World, tmp_path: Path) -> None:
     asked = vectors_file(tmp_path / "q.jsonl", FOUND[:2].tolist())
     with pytest.raises(SpecError, match="is needed") as caught:
@@ -282,6 +299,8 @@ def test_vectors_need_the_fingerprint_of_the_index(world: World, tmp_path: Path)
 
 class FakeEncoder:
     """Words are numbers of rows; each is a call's worth of them."""
+
+    card = describe(ImportEncoder(kind="import", model="tests.toys:Toy"))
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -309,6 +328,53 @@ def test_words_are_encoded_in_batches(
     assert report.filtered == {"no text": 2, "wrong type": 1, "bad text": 1}
     want = expected(world, FOUND[:40])
     assert list(hits(tmp_path / "out").values()) == want
+
+
+def test_weights_that_lie_elsewhere(tmp_path: Path) -> None:
+    there = tinymodels.build("clip", tmp_path / "there")
+    encoder = {"kind": "hf", "model": str(there)}
+    card = describe(HfEncoder(kind="hf", model=str(there)))
+    made = replace(indexes.MADE, encoder_spec=encoder, fingerprint=card.fingerprint)
+    index = str(tmp_path / "index")
+    indexes.index(index, indexes.unit(60, card.dims["text"]), made=made)
+    here = there.rename(tmp_path / "here")
+    words = ["a red disc", "the sea"]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"q": each}) + "\n" for each in words))
+    fields = {
+        "job": "search",
+        "index": {"uri": index},
+        "queries": {"kind": "file", "uri": str(path), "column": "q"},
+        "k": 3,
+        "output": str(tmp_path / "out"),
+    }
+    with pytest.raises(RefusedError, match=r"no model folder at .*there; --model .*job: model"):
+        mmray.run(fields, quiet=True)
+    mmray.run(fields | {"model": str(here)}, quiet=True)
+    opened = Index.open(index, indexes.STORAGE)
+    found = opened.search(opened.encoder(str(here)).texts(words), 3).numbers
+    assert list(hits(tmp_path / "out").values()) == [opened.ids(row) for row in found]
+
+
+def test_a_model_without_words_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="queries are vectors") as caught:
+        run(world, tmp_path / "out", model="/models/x")
+    assert caught.value.path == "model"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_condition_has_its_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def matching(rows: Any, where: str, seconds: float) -> np.ndarray:
+        given.append(seconds)
+        return np.arange(3)
+
+    monkeypatch.setattr("mmray.index.searching.where.matching", matching)
+    run(world, tmp_path, where="true", where_seconds=2.5)
+    assert given == [2.5]
 
 
 class _Cached:
@@ -350,7 +416,7 @@ def test_a_run_that_died_goes_on_and_answers_each_query_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(world, tmp_path / "whole", columns=("caption",))
-    put = files.put
+    put = blobs.put
     calls: list[str] = []
 
     def fails(storage: Any, local: Path, root: str, path: str) -> Any:
@@ -359,7 +425,7 @@ def test_a_run_that_died_goes_on_and_answers_each_query_once(
             raise StorageError(path, "stayed broken")
         return put(storage, local, root, path)
 
-    monkeypatch.setattr(files, "put", fails)
+    monkeypatch.setattr(blobs, "put", fails)
     out = tmp_path / "out"
     with pytest.raises(JobFailed, match="stayed broken") as caught:
         run(world, out, columns=("caption",))

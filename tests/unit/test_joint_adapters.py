@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmray.encoders.joint_config import DECODERS_TAKE_PREFIX
 from mmray.models.joint import checkpoint
 from mmray.models.joint.adapters import blocks
 from mmray.models.joint.batch import JointBatch, Tokens
@@ -192,6 +193,70 @@ def language_model(folder: Path) -> str:
         attn_pdrop=0.0,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", sorted(DECODERS_TAKE_PREFIX))
+def test_a_decoder_takes_a_prefix(family: str, tmp_path: Path) -> None:
+    """It alone is learned; a caption's loss is the same alone as beside longer ones; it is kept."""
+    decoder = {"kind": "hf", "model": tiny_decoder(family, tmp_path / "lm"), "train": "prefix"}
+    heads = {"caption": {**CAPTION, "decoder": {**decoder, "rank": 3}}}
+    found = tinyjoint.settled({"image": CONV}, heads)
+    model = checkpoint.create(JointConfig(**found.config), found.sources, 0).train()
+    network = model.heads["caption"].decoder
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("prompt_encoder" in name for name in trained)
+    batch = tinyjoint.batch(("image",), 4)
+    assert batch.text_mask is not None
+    batch.text_mask[1, 2:] = 0
+    batch.text_mask[3, 4:] = 0
+    before = state(model)
+    first = tinyjoint.learn(model, batch, 1)
+    assert tinyjoint.learn(model, batch, 30, 2e-2) < first
+    assert not any(
+        torch.equal(before[f"heads.caption.decoder.{name}"], weight)
+        for name, weight in network.named_parameters()
+        if name in trained
+    )
+    model.eval()
+    with torch.no_grad():
+        alone = [float(model(batch.part(row, row + 1)).loss) for row in range(4)]
+        tokens = batch.text_mask.sum(1).tolist()
+        wanted = sum(loss * count for loss, count in zip(alone, tokens, strict=True)) / sum(tokens)
+        assert float(model(batch).loss) == pytest.approx(wanted, rel=1e-4)
+        checkpoint.save(model, tmp_path / "saved")
+        loaded = checkpoint.load(tmp_path / "saved")
+        assert torch.equal(loaded(batch).loss, model(batch).loss)
+    assert loaded.write(batch) == model.write(batch)
+
+
+def tiny_decoder(family: str, folder: Path) -> str:
+    """A tiny language model with fewer heads for keys than for queries, where a family has that."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if family == "gpt2":
+        return language_model(folder)
+    torch.manual_seed(5)
+    wide = {"ffn_dim": 64, "word_embed_proj_dim": 32} if family == "opt" else {}
+    if family in ("llama", "mistral", "phi", "qwen2", "qwen3"):
+        wide["num_key_value_heads"] = 2
+    auto: Any = AutoConfig
+    config = auto.for_model(
+        family,
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        **wide,
+    )
+    causal: Any = AutoModelForCausalLM
+    causal.from_config(config).save_pretrained(folder)
     return str(folder)
 
 

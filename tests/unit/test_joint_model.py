@@ -131,10 +131,20 @@ def test_caption_is_not_fed_the_text() -> None:
         batch, inputs={**batch.inputs, "text": Tokens(words.ids.flip(0), words.mask.flip(0))}
     )
     assert torch.equal(model(other).losses["caption"], model(batch).losses["caption"])
-    asked = tinyjoint.build(
-        {"image": CONV, "text": CONV}, {"caption": {**CAPTION, "of": ["image", "text"]}}
+
+
+@pytest.mark.parametrize("head", ["classify", "regress"])
+def test_a_head_is_fed_what_it_names(head: str) -> None:
+    batch = tinyjoint.batch()
+    words = batch.inputs["text"]
+    assert isinstance(words, Tokens)
+    other = dataclasses.replace(
+        batch, inputs={**batch.inputs, "text": Tokens(words.ids.flip(0), words.mask.flip(0))}
     )
-    assert not torch.equal(asked(other).losses["caption"], asked(batch).losses["caption"])
+    for of, same in ((["image"], True), (["text"], False), (None, False)):
+        model = tinyjoint.build({"image": CONV, "text": CONV}, {head: {"label": "c", "of": of}})
+        losses = [model(each).losses[head] for each in (batch, other)]
+        assert torch.equal(*losses) == same, of
 
 
 def test_rows_without_a_label_count_nowhere() -> None:
@@ -230,8 +240,7 @@ def test_dropout_is_for_training_alone() -> None:
 
 def test_modality_dropout_leaves_one() -> None:
     present = {"image": torch.ones(200).bool(), "text": torch.arange(200) % 2 == 0}
-    torch.manual_seed(0)
-    dropped = augment.drop_modalities(present, 0.5)
+    dropped = augment.drop_modalities(present, 0.5, chances(200))
     assert (dropped["image"] | dropped["text"]).all()
     assert 60 < int(dropped["text"].sum()) < 95
     assert not (dropped["text"] & ~present["text"]).any()
@@ -243,25 +252,66 @@ def test_modality_dropout_leaves_one() -> None:
     assert all(bool(each.any(1).all()) for each in model(batch).vectors.values())
 
 
+def chances(count: int) -> augment.Chances:
+    seeds = torch.arange(count)
+    return augment.chances_of(JointBatch({}, {"image": seeds > -1}, seeds=seeds))
+
+
+def test_a_samples_changes_are_its_own() -> None:
+    """The same alone, beside others and beside longer ones; others with another seed."""
+    whole = dataclasses.replace(
+        tinyjoint.batch(("image", "text", "audio", "video"), rows=5), seeds=torch.arange(5) + 7
+    )
+    changes = {"crop": 0.4, "color": 0.3, "noise": 0.5, "words": 0.5}
+    together = augment.prepare(whole, changes, 0.4)
+    for row in range(5):
+        part = whole.part(row, row + 1)
+        tokens, sound = part.inputs["text"], part.inputs["audio"]
+        assert isinstance(tokens, Tokens)
+        assert isinstance(sound, Sound)
+        shorter = {
+            "text": Tokens(
+                *(each[:, : int(tokens.mask.sum())] for each in (tokens.ids, tokens.mask))
+            ),
+            "audio": Sound(sound.values[:, : int(sound.lengths)], sound.lengths),
+        }
+        part = dataclasses.replace(part, inputs={**part.inputs, **shorter})
+        alone = augment.prepare(part, changes, 0.4)
+        wanted = together.part(row, row + 1)
+        for name, value in alone.inputs.items():
+            assert alone.present[name] == wanted.present[name]
+            for one, other in zip(tensors(value), tensors(wanted.inputs[name]), strict=True):
+                same = other[:, : one.shape[1]] if one.ndim > 1 else other
+                assert torch.allclose(one.float(), same.float(), atol=1e-6), name
+        again = augment.prepare(dataclasses.replace(part, seeds=part.seeds + 100), changes, 0.4)
+        assert not torch.equal(again.inputs["image"], alone.inputs["image"])
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [getattr(value, each.name) for each in dataclasses.fields(value)]
+
+
 def test_augmentation_changes_what_it_names() -> None:
-    torch.manual_seed(0)
     pixels = torch.arange(256).repeat(3, 16, 1)[:, :, :48].unsqueeze(-1).expand(-1, -1, -1, 3)
     pixels = pixels.to(torch.uint8).contiguous()
-    cut = augment.change_pixels(pixels, {"crop": 0.4}, 1)
+    cut = augment.change_pixels(pixels, {"crop": 0.4}, chances(3))
     assert cut.shape == pixels.shape
     assert not torch.equal(cut, pixels)
     assert int(cut.max()) <= 47  # nothing new: a part, enlarged
-    twins = augment.change_pixels(pixels[:1].repeat(4, 1, 1, 1), {"crop": 0.4, "color": 0.5}, 2)
+    four = pixels[:1].repeat(4, 1, 1, 1)
+    twins = augment.change_pixels(four, {"crop": 0.4, "color": 0.5}, chances(2))
     assert torch.equal(twins[0], twins[1])
     assert not torch.equal(twins[1], twins[2])
     sound = Sound(
         torch.ones(2, 50) * (torch.arange(50) < torch.tensor([[50], [20]])), torch.tensor([50, 20])
     )
-    noisy = augment.add_noise(sound, 0.5)
+    noisy = augment.add_noise(sound, 0.5, chances(2))
     assert not torch.equal(noisy.values, sound.values)
     assert not noisy.values[1, 20:].any()
     words = Tokens(torch.ones(2, 9).long(), torch.tensor([[1] * 9, [1] * 4 + [0] * 5]))
-    hidden = augment.hide_tokens(words, 0.99)
+    hidden = augment.hide_tokens(words, 0.99, chances(2))
     assert hidden.mask[:, 0].all()
     assert hidden.mask[0, 8] == 1
     assert hidden.mask[1, 3] == 1

@@ -43,6 +43,18 @@ def inputs_of(part: str, inputs: JointInputs) -> tuple[Input, list[Any]]:
     return inputs.pictures(images), images
 
 
+def encoded(spec: HfEncoder | PackagedEncoder, part: str, raw: list[Any]) -> np.ndarray:
+    """What the encoder of the same weights gives."""
+    options = EncodeOptions(dtype="float32")
+    encoder = load_encoder(spec, describe(spec, options), "cpu", options)
+    encode = {
+        "text": encoder.encode_texts,
+        "image": encoder.encode_images,
+        "audio": encoder.encode_audios,
+    }[part]
+    return encode(raw)
+
+
 @pytest.mark.parametrize(("family", "part"), PARTS)
 def test_family(family: str, part: str, tmp_path: Path) -> None:
     """One tiny model goes all the way: as an encoder, tuned as a whole, saved and loaded."""
@@ -53,14 +65,8 @@ def test_family(family: str, part: str, tmp_path: Path) -> None:
     with torch.no_grad():
         found = tower.look(value).numpy()
 
-    spec, options = HfEncoder(kind="hf", model=str(folder)), EncodeOptions(dtype="float32")
-    encoder = load_encoder(spec, describe(spec, options), "cpu", options)
-    encode = {
-        "text": encoder.encode_texts,
-        "image": encoder.encode_images,
-        "audio": encoder.encode_audios,
-    }[part]
-    assert np.allclose(found, encode(raw), atol=1e-5)
+    spec = HfEncoder(kind="hf", model=str(folder))
+    assert np.allclose(found, encoded(spec, part, raw), atol=1e-5)
 
     model.train()
     tower(value).square().sum(0)[0].backward()
@@ -90,14 +96,7 @@ def test_packaged(part: str, name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         found = model.towers[part].look(value).numpy()
     spec = PackagedEncoder.model_validate({"kind": "packaged", "model": name})
-    options = EncodeOptions(dtype="float32")
-    encoder = load_encoder(spec, describe(spec, options), "cpu", options)
-    encode = {
-        "text": encoder.encode_texts,
-        "image": encoder.encode_images,
-        "audio": encoder.encode_audios,
-    }[part]
-    assert np.allclose(found, encode(raw), atol=1e-4)
+    assert np.allclose(found, encoded(spec, part, raw), atol=1e-4)
     assert not any(each.requires_grad for each in model.towers[part].network.parameters())
 
     checkpoint.save(model, tmp_path / "saved")

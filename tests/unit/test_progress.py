@@ -57,6 +57,17 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end() -> None:
     ]
 
 
+def test_only_a_job_that_has_a_quarantine_speaks_of_it() -> None:
+    for quarantined, words in ((None, ""), (0, ", 0 quarantined"), (3, ", 3 quarantined")):
+        stream, clock = io.StringIO(), Clock()
+        with Progress(_Lines(stream, clock), clock) as show:
+            show.update(rows=0)
+            clock.now += 2
+            show.update(rows=40, filtered=5, quarantined=quarantined)
+        last = stream.getvalue().splitlines()[-1]
+        assert last == f"mmray: 40 rows in 2s, 20 rows/s, 5 filtered{words}"
+
+
 def test_a_run_without_updates_ends_without_a_line() -> None:
     stream = io.StringIO()
     with progress(stream=stream) as show:

@@ -139,7 +139,18 @@ def test_taken(changes: dict[str, Any]) -> None:
             "model.towers.text",
             "rank goes with lora, adalora and prefix, not with frozen",
         ),
-        ({"model__towers__text": {"kind": "conf"}}, "model.towers.text", "must be one of"),
+        (
+            {"model__towers__text": {"kind": "conf"}},
+            "model.towers.text.kind",
+            "must be one of hf, packaged, conv, recurrent, not 'conf' (did you mean 'conv'?)",
+        ),
+        (
+            {"model__towers__text": {}},
+            "model.towers.text.kind",
+            "is needed: one of hf, packaged, conv, recurrent",
+        ),
+        ({"model__towers__txet": {"kind": "conv"}}, "model.towers.txet", "did you mean 'text'"),
+        ({"model__towers": 3}, "model.towers", "of fields (image, text, audio, video), not"),
         (
             {"model__fusion": {"kind": "sum", "alpha": "gate"}},
             "model.fusion",
@@ -165,6 +176,19 @@ def test_taken(changes: dict[str, Any]) -> None:
             {"model__heads__classify": {"label": "c", "of": ["video"]}},
             "model",
             "heads.classify.of: there is no tower for video",
+        ),
+        (
+            {"model__heads__caption": {"of": ["image", "text"]}},
+            "model",
+            "heads.caption.of: text is what it learns to write",
+        ),
+        *(
+            (
+                {f"model__heads__{head}": {"label": "c", "of": ["image", "image"]}},
+                "model",
+                f"heads.{head}.of: image stands twice",
+            )
+            for head in ("classify", "regress")
         ),
         (
             {"model__losses": "alternate", "model__heads": {"contrastive": {}}},

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars
 import pytest
-from typer.testing import CliRunner, Result
 
 import mmray
-from mmray.cli import app
 from mmray.errors import RefusedError, SpecError
 from mmray.report import Report
 from mmray.store import Change, Quarantined, Store, write_part
 from tests import runs
+from tests.unit.command import call, last_line
 from tests.unit.store_samples import (
     SIZE,
     STORAGE,
@@ -36,16 +34,6 @@ source: {kind: webdataset, uri: TARS}
 encoder: {kind: import, model: "tests.toys:Toy"}
 store: {uri: elsewhere}
 """
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="mmray")
-
-
-def last_line(result: Result) -> dict[str, Any]:
-    value = json.loads(result.stdout.splitlines()[-1])
-    assert isinstance(value, dict)
-    return value
 
 
 def failed(row: Quarantined, kind: str, message: str, stage: str = "decode") -> Quarantined:

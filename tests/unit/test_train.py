@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmray.encoders.joint import open_checkpoint
+from mmray.encoders.joint_folder import open_checkpoint
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError
 from mmray.jobs import train
+from mmray.models.joint.batch import JointBatch, JointOutput
 from mmray.report import Report
 from mmray.specs.train import TrainSpec
 from mmray.train import loop
-from tests import media, shards, training
+from tests import media, shards, tinymodels, training
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +180,66 @@ def test_a_loss_that_is_no_number_names_step_and_samples(tars: str, tmp_path: Pa
     assert all(np.isfinite(course.losses))
 
 
+def test_weights_that_are_no_numbers_are_not_kept(tars: str, tmp_path: Path) -> None:
+    spec = training.spec(
+        tars,
+        tmp_path / "out",
+        train__lr=1e38,
+        train__optimizer="sgd",
+        train__grad_clip=None,
+        train__warmup=0.0,
+        train__checkpoint_steps=1,
+    )
+    with pytest.raises(JobFailed, match=r"a weight is no number at step 0, .*/step-00000000$"):
+        run(spec)
+    kept = training.weights(spec.output, tmp_path / "at")
+    assert all(bool(each.isfinite().all()) for each in kept.values())
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_what_was_learned_before_it_diverged_stays(
+    tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    changes = {"model__dropout": 0.2, "train__modality_dropout": 0.3}
+    whole = training.spec(tars, tmp_path / "whole", **changes)
+    run(whole)
+    spec = training.spec(tars, tmp_path / "out", **changes)
+    backward = loop.Loop._backward
+
+    def diverging(self: loop.Loop, batch: JointBatch, only: str | None) -> JointOutput:
+        output = backward(self, batch, only)
+        if self.course.step != 6:  # in the midst of an epoch
+            return output
+        if wrong == "gradient":
+            self.weights[0].grad.fill_(math.inf)
+            return output
+        return dataclasses.replace(output, loss=output.loss * math.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_backward", diverging)
+        for _ in range(2):  # the same spec comes there again
+            words = rf"the {wrong} is (nan|inf) at step 6, .* kept in checkpoints/step-00000006$"
+            with pytest.raises(JobFailed, match=words) as caught:
+                run(spec)
+            assert caught.value.report is not None
+            assert caught.value.report.metrics["steps"] == 6
+            assert training.course(spec.output, tmp_path / "at").step == 6
+    run(spec)
+    one, other = (training.course(each.output, tmp_path / "at") for each in (whole, spec))
+    assert one == other
+
+
+def test_too_little_memory_says_what_needs_less(
+    tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(loop.Loop, "_backward", full)
+    with pytest.raises(JobFailed, match=r"too little memory for step 0; a larger train\.grad_acc"):
+        run(training.spec(tars, tmp_path / "out"))
+
+
 def test_checkpoints_of_who_knows_what_are_refused(tars: str, tmp_path: Path) -> None:
     spec = training.spec(tars, tmp_path / "out", train__epochs=1)
     run(spec)
@@ -269,6 +334,32 @@ def test_what_cannot_be_trained_is_refused(
         run(training.spec(tars, tmp_path / "out", **changes))
 
 
+@pytest.mark.parametrize("part", ["tower", "decoder"])
+@pytest.mark.parametrize(
+    ("harm", "error", "words"),
+    [
+        ("pickle", RefusedError, "weights that run code when opened"),
+        ("prefix", SpecError, "can't be given a prefix"),
+    ],
+)
+def test_a_model_that_cannot_be_taken_is_refused_before_any_sample_is_read(
+    tars: str, tmp_path: Path, part: str, harm: str, error: type[Exception], words: str
+) -> None:
+    folder = tinymodels.build("mpnet", tmp_path / "model")
+    if part == "decoder":
+        (folder / "config.json").write_text('{"model_type": "bloom", "eos_token_id": 1}')
+    if harm == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    model = {"kind": "hf", "model": str(folder), "train": "prefix" if harm == "prefix" else "full"}
+    if part == "tower":
+        changes: dict[str, Any] = {"model__towers": {**training.TOWERS, "text": model}}
+    else:
+        changes = {"model__heads": {"caption": {"decoder": model}}}
+    with pytest.raises(error, match=words):
+        run(training.spec(tars, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_held_out_split_the_last_is_the_best(tars: str, tmp_path: Path) -> None:
     spec = training.spec(tars, tmp_path / "out", data__split={"test": 0.0}, train__epochs=2)
     report = run(spec)
@@ -277,22 +368,90 @@ def test_without_a_held_out_split_the_last_is_the_best(tars: str, tmp_path: Path
     assert report.metrics["held_out_samples"] == 0
 
 
-def test_a_classes_head_meets_a_class_of_the_test_split_only(tmp_path: Path) -> None:
+def test_a_classes_head_meets_classes_of_the_test_split_only(tmp_path: Path) -> None:
+    """Whole categories are held out: none of their samples has a class that was learned."""
     entries = []
-    for seed in range(16):
-        metadata = {"category": "ab"[seed % 2], "caption": f"caption {seed}"}
+    for seed in range(32):
+        metadata = {"category": "abcdefgh"[seed % 8], "caption": f"caption {seed}"}
         entries += [
             (f"{seed:04d}.jpg", shards.picture(seed, (20, 16))),
             (f"{seed:04d}.json", json.dumps(metadata).encode()),
         ]
     (tmp_path / "a.tar").write_bytes(shards.tar(entries))
     heads = {"contrastive": {}, "classify": {"label": "category"}}
-    first = run(training.spec(str(tmp_path / "a.tar"), tmp_path / "one", model__heads=heads))
-    assert "held_out_samples_of_unknown_classes" not in first.metrics
-    from mmray.train.samples import Samples
+    metrics = []
+    for group in ("category", None):
+        spec = training.spec(
+            str(tmp_path / "a.tar"),
+            tmp_path / str(group),
+            model__heads=heads,
+            data__split={"group": group, "test": 0.3},
+        )
+        metrics.append(run(spec).metrics)
+        losses = [each["val/loss"] for each in training.course(spec.output, tmp_path / "at").epochs]
+        assert np.isfinite(losses).all()
+    apart, mixed = metrics
+    assert apart["held_out_samples_of_unknown_classes"] == apart["held_out_samples"]
+    assert apart["val/accuracy"] == 0
+    assert "held_out_samples_of_unknown_classes" not in mixed
 
-    paths = sorted((tmp_path / "one" / "_mmray" / "data").rglob("*.arrow"))
-    samples = Samples(paths, training.spec("", "x").data.split)
-    assert samples.unknown_classes(["a"]) == sum(
-        samples._value("category", row) == "b" for row in samples.test
+
+def test_a_training_that_is_done_keeps_no_samples(
+    tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it dies before they are gone: the next run, without torch, removes them."""
+    out = tmp_path / "out"
+    spec = training.spec(tars, out, train__epochs=1)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "remove_pieces", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec)
+    assert json.loads((out / "checkpoint.json").read_text())["done"]
+    assert list((out / "_mmray" / "data").rglob("*.arrow"))
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    code = (
+        "import sys; from mmray.jobs import train; from mmray.specs import load_spec;"
+        f"report = train.run(load_spec({str(tmp_path / 'spec.json')!r}), quiet=True);"
+        "assert report.rows_skipped == 48, report;"
+        "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)"
     )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert [each.name for each in (out / "_mmray").iterdir()] == ["train.json"]
+    assert run(spec).rows_skipped == 48
+
+
+def test_adalora_goes_on_with_its_ranks(
+    tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it gives ranks up, and when they are what was asked for."""
+    bert = tinymodels.build("bert", tmp_path / "bert")
+    text = {"kind": "hf", "model": str(bert), "train": "adalora", "rank": 2}
+    changes = {
+        "model__towers": {"image": training.TOWERS["image"], "text": text},
+        "train__epochs": 8,
+        "train__batch_size": 9,
+        "train__lr": 1e-2,
+    }
+    whole = training.spec(tars, tmp_path / "whole", **changes)
+    run(whole)
+    parts = training.spec(tars, tmp_path / "parts", **changes)
+    steps = len(training.course(whole.output, tmp_path / "at").losses)
+    ranks = []
+    for step in (6, steps - 2):
+        run_until(parts, step, monkeypatch)
+        ranks.append(_ranks(training.weights(parts.output, tmp_path / "at")))
+    run(parts)
+    one, other = (training.course(each.output, tmp_path / "at") for each in (whole, parts))
+    assert one == other
+    first, second = (training.weights(each.output, tmp_path / "at") for each in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    layers = sum("lora_E" in name for name in first)
+    assert 3 * layers > ranks[0] > ranks[1] == _ranks(second) == 2 * layers
+
+
+def _ranks(weights: dict[str, torch.Tensor]) -> int:
+    return sum(int((each != 0).sum()) for name, each in weights.items() if "lora_E" in name)

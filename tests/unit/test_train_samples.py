@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmray.encoders.joint import open_checkpoint
+from mmray.encoders.joint_folder import open_checkpoint
 from mmray.encoders.joint_inputs import JointInputs
 from mmray.jobs import train
 from mmray.models.joint import checkpoint

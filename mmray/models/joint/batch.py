@@ -58,6 +58,9 @@ class JointBatch:
     """int64 [b, t]; all zeros for a sample without a caption."""
     groups: torch.Tensor | None = None
     """int64 [b]: samples of one group are no negatives of each other."""
+    seeds: torch.Tensor | None = None
+    """int64 [b], at least 0: each decides a sample's random changes. Left out: torch's generator
+    does."""
     prepared: bool = False
     """Augmentation and modality dropout are done."""
 

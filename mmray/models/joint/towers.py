@@ -69,12 +69,18 @@ class Tower(nn.Module):
         return normalize(small.at_least_float(vectors), dim=-1)
 
     def see(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels [n, 3, h, w], a picture or frame each, to vectors [n, dim]."""
+        """Normalised pixels [n, 3, h, w], a picture each, to vectors [n, dim]. To a tower of videos
+        a picture is one of one frame."""
         features = self.network(pixels)
-        if self.over_time is not None:
-            once = torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
-            features = self.over_time(features.unsqueeze(1), once)
-        return self.project(features)
+        if self.modality == "image":
+            return self.project(features)
+        once = torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
+        return self.watch(features.unsqueeze(1), once)
+
+    def watch(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The network's vectors of frames, [n, f, features], and which are there, bool [n, f], to
+        vectors of videos, [n, dim]."""
+        return self.project(self._over(states, mask))
 
     def _run(self, value: Input) -> torch.Tensor:
         if isinstance(value, Tokens):
@@ -84,12 +90,14 @@ class Tower(nn.Module):
         if isinstance(value, Frames):
             count, frames = value.mask.shape
             states = self._network(self._normalised(value.pixels.flatten(0, 1)))
-            states = states.view(count, frames, -1)
-            if self.over_time is None:
-                return small.masked_mean(states, value.mask)
-            vectors: torch.Tensor = self.over_time(states, value.mask)
-            return vectors
+            return self._over(states.view(count, frames, -1), value.mask)
         return self._network(self._normalised(value))
+
+    def _over(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.over_time is None:
+            return small.masked_mean(states, mask)
+        vectors: torch.Tensor = self.over_time(states, mask)
+        return vectors
 
     def _network(self, *inputs: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.network(*inputs)

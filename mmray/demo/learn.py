@@ -1,0 +1,92 @@
+"""The demo's model: pictures, captions and speech in one space, learned from the demo's own tars.
+
+It is trained, its vectors are stored, and they are indexed, by three jobs that follow each other.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmray.demo.stamps import Picture
+from mmray.report import Report
+
+TARS = "s3://demo/pictures/*.tar"
+MODEL = "s3://demo/models/joint"
+INDEX = "s3://demo/indexes/joint"
+KEEP = ["caption", "category", "speech_language"]
+TRAIN_SPEC: dict[str, Any] = {
+    "job": "train",
+    "data": {
+        "source": {"kind": "webdataset", "uri": TARS},
+        "split": {"group": "caption", "test": 0.2},
+    },
+    "model": {
+        "towers": {
+            "image": {"kind": "packaged", "model": "efficientnet-lite0", "train": "frozen"},
+            "text": {"kind": "packaged", "model": "minilm", "train": "frozen"},
+            "audio": {"kind": "conv", "seconds": 4},
+        },
+        "heads": {"contrastive": {"loss": "infonce"}},
+    },
+    "train": {"epochs": 40, "lr": 1.0e-3},
+    "output": MODEL,
+    "errors": {"max_fraction": 0.05},
+}
+EMBED_SPEC: dict[str, Any] = {
+    "job": "embed",
+    "source": {"kind": "webdataset", "uri": TARS},
+    "encoder": {"kind": "joint", "model": MODEL},
+    "store": {"uri": "s3://demo/stores/joint"},
+    "keep": KEEP,
+    "thumbnails": 96,
+    "errors": {"max_fraction": 0.05},
+}
+INDEX_SPEC: dict[str, Any] = {
+    "job": "index",
+    "store": {"uri": "s3://demo/stores/joint"},
+    "column": "image_embedding",
+    "output": INDEX,
+}
+ENOUGH = 8
+"""Samples that have a modality, for it to get a tower."""
+HELD_OUT = 100
+"""Samples from which on a part is held out."""
+
+
+def train_spec(pictures: Sequence[Picture]) -> dict[str, Any] | None:
+    """The train job for what `pictures` have; `None` where they have only one modality."""
+    counts = {
+        "image": len(pictures),
+        "text": sum(bool(each.caption) for each in pictures),
+        "audio": sum(each.sound is not None for each in pictures),
+    }
+    towers = {
+        name: tower
+        for name, tower in TRAIN_SPEC["model"]["towers"].items()
+        if counts[name] >= ENOUGH
+    }
+    if len(towers) < 2:
+        return None
+    data = TRAIN_SPEC["data"]
+    if len(pictures) < HELD_OUT:
+        data = data | {"split": data["split"] | {"test": 0.0}}
+    return TRAIN_SPEC | {"data": data, "model": TRAIN_SPEC["model"] | {"towers": towers}}
+
+
+def told(report: Report) -> list[str]:
+    """What the training says of itself."""
+    facts = report.metrics
+    learned = f"{facts['training_samples']:,} samples in {facts['steps']:,} steps"
+    lines = [f"{learned}, {report.seconds:.1f} s; the loss is {facts['loss']:.3f}"]
+    end = "_r10"
+    ways = [
+        f"{name.removeprefix('val/').removesuffix(end).replace('_to_', ' to ')} {float(value):.2f}"
+        for name, value in facts.items()
+        if name.endswith(end) and "_to_" in name
+    ]
+    if ways:
+        held_out = int(facts["held_out_samples"])
+        lines += [
+            f"of {held_out} held out, the right one is among the first 10 (by chance"
+            f" {min(1.0, 10 / held_out):.2f}): " + ", ".join(ways)
+        ]
+    return lines
