@@ -27,7 +27,11 @@ TRAIN_SPEC: dict[str, Any] = {
         },
         "heads": {"contrastive": {"loss": "infonce"}},
     },
-    "train": {"epochs": 40, "lr": 1.0e-3},
+    "train": {
+        "epochs": 40,
+        "lr": 1.0e-3,
+        "early_stopping": {"metric": "val/retrieval_r10", "patience": 20},
+    },
     "output": MODEL,
     "errors": {"max_fraction": 0.05},
 }
@@ -66,10 +70,12 @@ def train_spec(pictures: Sequence[Picture]) -> dict[str, Any] | None:
     }
     if len(towers) < 2:
         return None
-    data = TRAIN_SPEC["data"]
+    spec = TRAIN_SPEC | {"model": TRAIN_SPEC["model"] | {"towers": towers}}
     if len(pictures) < HELD_OUT:
-        data = data | {"split": data["split"] | {"test": 0.0}}
-    return TRAIN_SPEC | {"data": data, "model": TRAIN_SPEC["model"] | {"towers": towers}}
+        data, train = spec["data"], spec["train"]
+        spec["data"] = data | {"split": data["split"] | {"test": 0.0}}
+        spec["train"] = train | {"early_stopping": None}
+    return spec
 
 
 def told(report: Report) -> list[str]:

@@ -40,9 +40,10 @@ _SMALL_RATE = 16_000
 TAKE_PREFIX = frozenset({"bert", "roberta", "xlm-roberta"})
 """Text models that take the keys and values of places before the text."""
 DECODERS_TAKE_PREFIX = frozenset(
-    {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2", "qwen3"}
+    {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral"}
+    | {"opt", "phi", "phi3", "qwen2", "qwen3", "smollm3"}
 )
-"""Language models that do."""
+"""Language models that do; a test goes over them."""
 
 
 @dataclass(frozen=True, slots=True)

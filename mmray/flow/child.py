@@ -4,7 +4,6 @@ It gets fragments through a pipe and says there when it goes on from decoding to
 written to a pipe outlives its writer, so the stage that it ended in is known.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmray.errors import JobFailed, MmrayError, Stage
 from mmray.flow.batch import FAULT, Answer, Timer
+from mmray.flow.processes import environment
 from mmray.sources.fragment import Fragment
 
 if TYPE_CHECKING:
@@ -73,11 +73,10 @@ class Child:
 
 
 def _start(pipe: Connection) -> "subprocess.Popen[bytes]":
-    places = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-m", "mmray.flow.child", str(pipe.fileno())],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": places},
+        env=environment(),
         pass_fds=[pipe.fileno()],
     )
 

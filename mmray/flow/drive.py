@@ -1,9 +1,9 @@
 """Ray Data runs the stages: the one module of the flow that knows Ray.
 
 On CPUs each actor reads, decodes, encodes and writes whole fragments (nothing crosses the object
-store). An encoder that owns a GPU gets its fragments from CPU tasks that read and decode. Ray's own
-retries are off: they would start a shard from its beginning, while the next pass of the flow starts
-at the first byte that no commit covers.
+store). An encoder that owns a GPU gets its fragments from CPU tasks that read and decode, except in
+careful passes. Ray's own retries are off: they would start a shard from its beginning, while the
+next pass of the flow starts at the first byte that no commit covers.
 """
 
 import logging
@@ -118,7 +118,7 @@ def _dataset(work: Sequence[Work | Retry], stages: Stages) -> Any:
     import ray.data
 
     resources = stages.spec.resources
-    # Of a sample that ends its worker one process must have all: which stage it was is then known.
+    # A careful worker does all of a range: it must know what was in hand.
     split = bool(resources.gpus) and not stages.careful
     with warnings.catch_warnings():
         # Ray says that retries are to be set otherwise from 2.64 on, but not yet how.

@@ -7,7 +7,6 @@ temporary folder.
 
 import importlib
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from mmray.flow.batch import Batch, Failed, Finished, Work
 from mmray.flow.decoding import keeps_times
 from mmray.flow.drive import WORKER_ENVIRONMENT
 from mmray.flow.pieces import base_key
+from mmray.flow.processes import environment
 from mmray.flow.stages import Stages
 
 MODULES = {"ray": "ray", "data": "ray.data", "mmray": "mmray.flow.drive"}
@@ -112,17 +112,11 @@ def _children() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _start(home: Path, threads: int) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        **WORKER_ENVIRONMENT,
-        "OMP_NUM_THREADS": str(threads),  # as Ray sets it for an actor of so many CPUs
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
+    # Threads as Ray sets them for an actor of so many CPUs.
+    env = environment() | WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
     with (home / "log").open("wb") as log:
         command = [sys.executable, "-m", "mmray.jobs.probe", str(home)]
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
 
 def _result(home: Path) -> Seen:

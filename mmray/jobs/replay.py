@@ -102,7 +102,7 @@ class _Replay:
             store.reload()
             return plan_replay(job.source, store, Wish(ids=left))
 
-        # What was no good before may be so bad now that it ends its worker.
+        # Among what failed there may be samples that end their worker.
         stages = dataclasses.replace(job.stages(store.uri), careful=True)
         return Replay(stages, lambda: self._committer(store), replan, self.show)
 

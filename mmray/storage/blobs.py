@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -34,6 +35,7 @@ IN_USE_SECONDS = 3600.0
 """A copy that was asked for so lately stays, however full the cache is: it may not be read yet."""
 
 _MOST_PIECES = 10_000
+_MOST_COPIED = 5 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
 
@@ -82,6 +84,40 @@ def get(storage: Storage, root: str, file: File) -> Path:
                 _download(storage, found, file, place)
                 trim(folder, cache_limit())
     return place
+
+
+def copy(storage: Storage, root: str, file: File, path: str) -> File:
+    """The content of a file of `root` at another `path` of it; an object store copies it itself.
+
+    It isn't read: like any other it's checked by who gets it.
+
+    Raises:
+        RefusedError: the file is missing, of another size, or of more than 5 GiB on S3, which one
+            request doesn't copy.
+        StorageError: storage stayed broken.
+    """
+    found = require(storage, root, file)
+    uri = storage.normalise(join(root, safe(root, path)))
+    if not is_s3(uri):
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            shutil.copyfile(found.uri, hidden)
+            with hidden.open("rb") as written:
+                os.fsync(written.fileno())
+            hidden.replace(target)
+        finally:
+            hidden.unlink(missing_ok=True)
+    else:
+        from mmray.storage import s3
+
+        if found.size > _MOST_COPIED:
+            raise RefusedError(f"{found.uri} is too large to be copied by one request")
+        (bucket, key), (into, name) = split_s3(found.uri), split_s3(uri)
+        place = {"Bucket": into, "Key": name, "CopySource": {"Bucket": bucket, "Key": key}}
+        s3.call(uri, lambda: s3.access(storage).client.copy_object(**place))
+    return File(path, file.bytes, file.sha256)
 
 
 def lay_out(storage: Storage, root: str, files: Iterable[File], folder: Path) -> None:

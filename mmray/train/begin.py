@@ -121,8 +121,8 @@ def _first_checkpoint(spec: TrainSpec, storage: Storage, settled: Settled) -> No
 
     model = checkpoint.create(JointConfig(**settled.config), settled.sources, spec.train.seed)
 
-    def write(folder: Path) -> None:
-        checkpoint.save(model, folder / MODEL)
+    def write(folder: Path, again: bool) -> None:
+        checkpoint.save(model, folder / MODEL, frozen=not again)
         settled.copy_tokenizers(folder / MODEL)
 
     checkpoints = Checkpoints(storage, spec.output)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmray.errors import RefusedError
+from mmray.models.joint import FROZEN
 from mmray.storage import Storage, blobs, join
 from mmray.storage.blobs import File
 
@@ -61,6 +62,7 @@ class Checkpoints:
         self._storage, self._output = storage, output.rstrip("/")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
+        self._last: Saved | None = None
 
     def found(self) -> list[Saved]:
         """Those with a manifest, newest first."""
@@ -81,9 +83,12 @@ class Checkpoints:
         """
         for saved in self.found():
             try:
-                return saved, self.fetch(saved, into)
+                folder = self.fetch(saved, into)
             except RefusedError as error:
                 say(f"passing over {saved.path}: {error}")
+            else:
+                self._last = saved
+                return saved, folder
         return None
 
     def fetch(self, saved: Saved, into: Path) -> Path:
@@ -93,12 +98,13 @@ class Checkpoints:
         blobs.lay_out(self._storage, join(self._output, saved.path), own, folder)
         return folder
 
-    def save(self, step: int, write: Callable[[Path], None], best: int | None) -> None:
+    def save(self, step: int, write: Callable[[Path, bool], None], best: int | None) -> None:
         """Write a checkpoint in the background, after the one before is done.
 
         Args:
             step: steps that are done.
-            write: fills a folder; must use copies of what training changes.
+            write: fills a folder; must use copies of what training changes. It may leave out the
+                files of frozen weights where it's told so: they are there from the one before.
             best: the step of the best checkpoint, this one or an earlier one.
         """
         self.wait()
@@ -121,21 +127,42 @@ class Checkpoints:
         ended. None where there's none."""
         return read_pointer(self._storage, self._output)
 
-    def _save(self, step: int, write: Callable[[Path], None], best: int | None) -> None:
+    def _save(self, step: int, write: Callable[[Path, bool], None], best: int | None) -> None:
         path = path_of(step)
+        again = self._frozen(path)
         with blobs.scratch() as folder:
-            write(folder)
-            found = [
+            write(folder, bool(again))
+            written = [
                 blobs.put(self._storage, local, self._output, f"{path}/{local.relative_to(folder)}")
                 for local in sorted(folder.rglob("*"))
                 if local.is_file()
             ]
+        found = {each.path: each for each in again + written}.values()
+        self._last = Saved(step, tuple(found))
         manifest = {"format": FORMAT, "step": step, "files": [asdict(each) for each in found]}
         place = join(self._output, path, "manifest.json")
         self._storage.write_bytes(place, json.dumps(manifest).encode())
         kept = path_of(step if best is None else best)
         self._point({"last": path, "best": kept, "done": False})
         self._prune(step, kept)
+
+    def _frozen(self, path: str) -> list[File]:
+        """The files of frozen weights, copied from the checkpoint before; none where that can't be
+        done. A large model with small adapters would be written anew at each step otherwise."""
+        known = self.found() if self._last is None else [self._last]
+        last = next((each for each in known if each.path != path), None)
+        if last is None:
+            return []
+        names = {f"{last.path}/{MODEL}/{name}": name for name in FROZEN}
+        there = [file for file in last.files if file.path in names]
+        try:
+            return [
+                blobs.copy(self._storage, self._output, file, f"{path}/{MODEL}/{names[file.path]}")
+                for file in there
+                if len(there) == len(FROZEN)
+            ]
+        except RefusedError:  # it was torn since
+            return []
 
     def _point(self, told: dict[str, Any]) -> None:
         data = json.dumps({"format": FORMAT, **told}, indent=2).encode()

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mmray.errors import JobFailed, RefusedError
+from mmray.models.joint import checkpoint
 from mmray.models.joint.batch import JointBatch, JointOutput
 from mmray.models.joint.learning import make_optimizer, parameter_groups, rate
 from mmray.models.joint.losses import cached_contrastive
@@ -231,9 +232,9 @@ class Loop:
         )
         beside = self.data.beside
 
-        def write(folder: Path) -> None:
+        def write(folder: Path, again: bool) -> None:
             into = folder / MODEL
-            model.save_pretrained(into, state_dict=weights)
+            checkpoint.save(model, into, weights, frozen=not again)
             packing.write(state, folder, COURSE)
             for name, data in beside.items():
                 (into / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ RESTARTS = 16
 """Losses of workers that a run gets over."""
 IDLE = 3
 """Losses in a row, without a step that hadn't been done before, that end it all the same."""
-LONGEST = 300
+LONGEST = 400
 """Characters of what is said of one worker."""
 
 
@@ -24,11 +24,11 @@ def is_echo(error: BaseException) -> bool:
     return plain or isinstance(error, dist.DistError)
 
 
-def own_fault(error: Exception, rank: int) -> Exception:
-    """What a run ends with when a worker raised `error`: as it would end in one process."""
+def own_fault(error: Exception, who: str) -> Exception:
+    """What a run ends with when `who` raised `error`: as it would end in one process."""
     if isinstance(error, MmrayError | FileNotFoundError | PermissionError):
         return error
-    words = f"worker {rank}: {type(error).__name__}: {error}"
+    words = f"{who}: {type(error).__name__}: {error}"
     return JobFailed(f"a fault in mmray, please report it: {words}")
 
 
@@ -44,7 +44,9 @@ def words_of(error: BaseException | None) -> str:
 
 
 def _line(error: BaseException | None) -> str:
-    words = " ".join(str(getattr(error, "health_check_failure", error)).split())
+    lines = str(getattr(error, "health_check_failure", error)).splitlines()
+    # Ray's own numbers of an actor stand in lines of their own, after a tab.
+    words = " ".join(each.strip() for each in lines if not each.startswith("\t")).strip()
     return words if len(words) <= LONGEST else words[:LONGEST] + "..."
 
 

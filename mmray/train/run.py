@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
-from mmray.errors import Interrupted, JobFailed, MmrayError
+from mmray.errors import Interrupted, JobFailed
 from mmray.flow.drive import cluster
 from mmray.sources import Shard, Source
 from mmray.specs.common import Resources
@@ -46,12 +46,8 @@ def connected(spec: TrainSpec) -> Iterator[None]:
         JobFailed: this machine can't hold the workers.
         Interrupted: SIGTERM came meanwhile.
     """
-    import ray
-
     asked = spec.resources
     gpus = asked.gpus_per_worker * asked.worker_range[0]
-    # What Ray starts here doesn't grow; a session or a cluster may.
-    grows = ray.is_initialized() or asked.address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         try:
@@ -61,8 +57,8 @@ def connected(spec: TrainSpec) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
         lacking = _lacking(asked)
-        if lacking and not grows:
-            raise JobFailed(lacking)
+        if lacking and not (asked.address or os.environ.get("RAY_ADDRESS")):
+            raise JobFailed(lacking)  # a cluster may grow, this machine doesn't
         yield
 
 
@@ -101,16 +97,15 @@ def spread_pieces(
 
 
 def _taken(made: Any) -> Piece:
-    """What a task made. Raises what it raised of ours, and JobFailed for anything else."""
+    """What a task made. Raises what it raised, and JobFailed where it was lost."""
     import ray
 
     try:
         piece: Piece = ray.get(made)
+    except ray.exceptions.RayTaskError as error:
+        raise own_fault(error.cause, "reading a shard") from error
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", error)
-        if isinstance(cause, MmrayError):
-            raise cause from None
-        raise JobFailed(f"a worker that read shards failed: {error}") from error
+        raise JobFailed(f"a worker that read shards was lost: {words_of(error)}") from error
     return piece
 
 
@@ -261,7 +256,7 @@ def _worker(config: dict[str, Any]) -> None:
         ended = work(task, place, telling, telling.say)
     except Exception as error:
         if not is_echo(error):
-            failure = own_fault(error, place.rank)
+            failure = own_fault(error, f"worker {place.rank}")
             if failure is not error:
                 telling.say(traceback.format_exc())
             telling.tell("failed", failure)

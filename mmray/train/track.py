@@ -54,15 +54,21 @@ def check_installed(track: Track) -> None:
 
 
 def training_id(storage: Storage, output: str) -> str:
-    """The id of the training at an output: made once, and gone with it. Raises StorageError."""
+    """The id of the training at an output: made once, and gone with it.
+
+    Raises RefusedError, StorageError.
+    """
     place = join(output, "_mmray", "track.json")
     storage.put_if_absent(place, json.dumps({"id": uuid.uuid4().hex}).encode())
-    found: str = json.loads(storage.read_bytes(place))["id"]
+    try:
+        found: str = json.loads(storage.read_bytes(place))["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RefusedError(f"{place} is broken: {error}") from error
     return found
 
 
 def trackers(spec: TrainSpec, storage: Storage, say: Say) -> list["Tracked"]:
-    """Those that a spec asks for. Raises StorageError."""
+    """Those that a spec asks for. Raises RefusedError, StorageError."""
     track = spec.track
     if not track.names:
         return []

@@ -94,6 +94,7 @@ def test_actors_killed(job: tuple[runs.Spec, Any, Path]) -> None:
     report = run.finish()
     assert killed >= 2
     assert report["rows_read"] == len(places)
+    assert report["errors"] == {"UnreadableImage": len(BAD)}  # no innocent sample is blamed
     assert_whole(spec, places)
 
 

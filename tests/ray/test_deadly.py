@@ -18,11 +18,11 @@ SHARDS, PER_SHARD = 3, 80
 RED = shards.encoded(Image.new("RGB", (40, 40), (255, 0, 0)), "JPEG")
 
 
-def write_tars(folder: Path, other: dict[str, bytes]) -> list[tuple[str, str]]:
+def write_tars(folder: Path, other: dict[str, bytes], count: int = SHARDS) -> list[tuple[str, str]]:
     """Tars in which some members are others; the places that must be accounted for."""
     folder.mkdir()
     places = []
-    for shard in range(SHARDS):
+    for shard in range(count):
         entries: list[Any] = []
         for seed in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
             entries += shards.members(f"{seed:06d}", seed)
@@ -88,6 +88,12 @@ def test_a_decoder_that_ends_its_process(tmp_path: Path) -> None:
     assert_whole(spec["store"]["uri"], places)
 
 
+def test_an_encoder_that_ends_its_process_as_it_loads(tmp_path: Path) -> None:
+    write_tars(tmp_path / "tars", {}, count=1)  # no other worker is busy when this one ends it
+    with pytest.raises(JobFailed, match="ended with exit code 4 while it loaded the encoder"):
+        mmray.run(spec_of(tmp_path, "Fatal"), quiet=True)
+
+
 def test_a_limited_run_is_careful_from_the_start(tmp_path: Path) -> None:
     places = write_tars(tmp_path / "tars", {"000030.jpg": RED})
     spec = spec_of(tmp_path, "Deadly")
@@ -118,9 +124,3 @@ def test_when_all_are_deadly_the_job_ends(tmp_path: Path) -> None:
     assert report["status"] == "failed" and report["rows_read"] == 0
     assert "8 samples in a row ended their process" in report["message"]
     assert "exit code 3" in report["message"] and ".tar 0000" in report["message"]
-
-
-def test_an_encoder_that_ends_its_process_as_it_loads(tmp_path: Path) -> None:
-    write_tars(tmp_path / "tars", {})
-    with pytest.raises(JobFailed, match="ended with exit code 4 while it loaded the encoder"):
-        mmray.run(spec_of(tmp_path, "Fatal"), quiet=True)

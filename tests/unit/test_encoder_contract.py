@@ -196,7 +196,7 @@ def change_one_weight(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    path = folder / "model.safetensors"
+    path = sorted(folder.glob("model*.safetensors"))[-1]
     tensors = load_file(path)
     name = next(name for name, tensor in tensors.items() if tensor.dtype is torch.float32)
     tensors[name].view(-1)[0] += 1e-3

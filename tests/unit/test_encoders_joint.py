@@ -246,10 +246,10 @@ def test_settling_names_the_field(
     ("config", "caption", "path", "message"),
     [
         (
-            {"model_type": "bloom"},
+            {"model_type": "mamba"},
             {"decoder": {"train": "prefix"}},
             "decoder.train",
-            "bloom models can't be given a prefix; gpt2, ",
+            "mamba models can't be given a prefix; gemma, ",
         ),
         ({"model_type": "bert"}, {}, "decoder.model", "bert models are no causal language models"),
         ({"model_type": "t5"}, {}, "decoder.model", "t5 models are no causal language models"),

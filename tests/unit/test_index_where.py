@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -174,18 +176,39 @@ def test_columns_of_odd_names_and_types(tmp_path: Path) -> None:
     assert rows("list_contains(tags, 'b')", index) == [1]
 
 
-def test_a_condition_that_would_not_end(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def endless(index: Index, monkeypatch: pytest.MonkeyPatch) -> Index:
+    """Its rows come again and again."""
     whole = index._rows.batches
 
-    def endless(columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    def batches(columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
         while True:
             yield from whole(columns)
 
-    monkeypatch.setattr(index._rows, "batches", endless)
+    monkeypatch.setattr(index._rows, "batches", batches)
+    return index
+
+
+def test_a_condition_that_would_not_end(endless: Index) -> None:
     began = time.monotonic()
     with pytest.raises(RefusedError, match=r"where: takes longer than 0\.2 seconds over 60 rows"):
-        matching(index._rows, "number > 3", 0.2)
+        matching(endless._rows, "number > 3", 0.2)
     assert time.monotonic() - began < 10
+
+
+def test_a_condition_that_fails_reads_no_more(endless: Index) -> None:
+    with pytest.raises(RefusedError, match="where: Could not convert string"):
+        endless.allowed("caption::integer = 3")
+
+
+def test_a_process_that_ends_is_told(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(seconds: float) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", "raise SystemExit(3)"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr("mmray.index.searching.evaluate._start", ends)
+    with pytest.raises(RefusedError, match="where: .*process ended with exit code 3"):
+        index.allowed("number > 30")
 
 
 def test_a_row_that_takes_long(tmp_path: Path) -> None:

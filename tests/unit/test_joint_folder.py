@@ -28,7 +28,7 @@ STORAGE = Storage()
 OPTIONS = EncodeOptions(dtype="float32")
 TEXTS = ["a red cat", "the house", "Dog"]
 STEP = "checkpoints/step-00000007"
-WEIGHTS = "model/model.safetensors"
+WEIGHTS = "model/model-trained.safetensors"
 
 Harm = Callable[[str], None]
 """Does something to the output at a uri."""
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def put(model: Path, output: Path | str, step: int = 7, best: int | None = None) -> str:
     """An output of a train job with a checkpoint of this model, as a training writes it."""
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, again: bool) -> None:
         shutil.copytree(model, folder / "model")
         (folder / "course.json").write_text("{}")
 
@@ -102,14 +102,14 @@ def test_weights_are_fetched_only_to_be_loaded(
     model: Path, s3_uri: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = put(model, f"{s3_uri}/out")
-    digest = describe(spec_of(str(model)), OPTIONS).details["weights"][0]
+    digests = describe(spec_of(str(model)), OPTIONS).details["weights"]
     monkeypatch.setattr(joint, "digest", _only_small(joint.digest))
     card = describe(spec_of(uri), OPTIONS)
-    assert card.details["weights"] == [digest]
+    assert card.details["weights"] == digests
     assert cache.exists()
-    assert not list(cache.glob(f"{digest}*"))
+    assert not any(list(cache.glob(f"{digest}*")) for digest in digests)
     load_encoder(spec_of(uri), card, "cpu", OPTIONS)
-    assert len(list(cache.glob(f"{digest}*"))) == 1
+    assert [len(list(cache.glob(f"{digest}*"))) for digest in digests] == [1, 1]
     monkeypatch.setattr(blobs, "_download", None)
     load_encoder(spec_of(uri), card, "cpu", OPTIONS)
 
@@ -201,7 +201,8 @@ def test_what_is_no_checkpoint_is_refused(s3_uri: str, tmp_path: Path, model: Pa
                 STORAGE.write_bytes(f"{uri}/{path.name}", path.read_bytes())
     STORAGE.write_bytes(f"{s3_uri}/begun/_mmray/data/a.arrow", b"x")
     pickled = shutil.copytree(model, tmp_path / "pickled")
-    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    for path in pickled.glob("model*"):
+        path.replace(pickled / "pytorch_model.bin")
     put(pickled, f"{s3_uri}/pickled")
     put(vit, f"{s3_uri}/another")
     for uri, message in {

@@ -1,7 +1,6 @@
 """WebDataset tars as they should be, and resuming in them at every place."""
 
 import io
-import itertools
 import os
 import pickle
 import tarfile
@@ -10,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from mmray.errors import RefusedError, ShardChanged
-from mmray.sources import Cut, Fragment, Sample, Shard, open_source
+from mmray.sources import Cut, Fragment, open_source
 from mmray.sources.stream import CHUNK
 from mmray.sources.webdataset import GZIP_EXTENT, WebDatasetReader, split_name
 from mmray.specs.common import Limits, WebDatasetSource
 from mmray.storage import Storage
 from tests import shards
 from tests.conftest import TestServer
-
-Facts = tuple[str, str, str, str | None]
+from tests.rows import assert_tiles, facts, samples
 
 
 def source(path: Path | str, rows: int = 3, limits: Limits | None = None) -> WebDatasetReader:
@@ -40,27 +38,6 @@ def read(path: Path | str, rows: int = 3, limits: Limits | None = None) -> list[
     fragments = list(reader.read(shard, 0, shard.size, set()))
     assert_tiles(fragments, shard, 0, shard.size)
     return fragments
-
-
-def assert_tiles(fragments: list[Fragment], shard: Shard, start: int, stop: int) -> None:
-    places = [(f.span.start, f.span.stop) for f in fragments]
-    assert places[0][0] == start
-    assert places[-1][1] == stop
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(places))
-    assert all((f.span.shard, f.span.version) == (shard.key, shard.version) for f in fragments)
-    assert all(f.samples for f in fragments)
-
-
-def samples(fragments: list[Fragment]) -> list[Sample]:
-    found = [sample for fragment in fragments for sample in fragment.samples]
-    assert len({sample.id for sample in found}) == len(found)
-    return found
-
-
-def facts(fragments: list[Fragment]) -> list[Facts]:
-    return [
-        (s.id, s.source_key, s.content_hash, s.error and s.error.type) for s in samples(fragments)
-    ]
 
 
 def test_a_sample_is_its_files(tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def test_what_is_put_comes_back(root: str, tmp_path: Path, size: int) -> None:
     blobs.check(STORAGE, root, file)
 
 
+def test_a_copy_has_the_same_content(root: str, tmp_path: Path) -> None:
+    file = blobs.put(STORAGE, written(tmp_path), root, "a/b")
+    copied = blobs.copy(STORAGE, root, file, "c/d")
+    assert copied == File("c/d", file.bytes, file.sha256)
+    rewrite(root, "a/b", b"another")
+    blobs.check(STORAGE, root, copied)
+    with pytest.raises(RefusedError, match="a/b is torn"):
+        blobs.copy(STORAGE, root, file, "c/e")
+
+
 def test_large_files_go_up_and_come_down_in_pieces(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -347,7 +347,7 @@ def test_a_model_that_cannot_be_taken_is_refused_before_any_sample_is_read(
 ) -> None:
     folder = tinymodels.build("mpnet", tmp_path / "model")
     if part == "decoder":
-        (folder / "config.json").write_text('{"model_type": "bloom", "eos_token_id": 1}')
+        (folder / "config.json").write_text('{"model_type": "mamba", "eos_token_id": 1}')
     if harm == "pickle":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     model = {"kind": "hf", "model": str(folder), "train": "prefix" if harm == "prefix" else "full"}

@@ -52,11 +52,11 @@ def test_the_end_of_a_peer_is_told_from_an_own_fault() -> None:
     ],
 )
 def test_errors_with_words_of_their_own_keep_them(error: Exception) -> None:
-    assert own_fault(error, 1) is error
+    assert own_fault(error, "worker 1") is error
 
 
 def test_other_errors_are_faults_of_ours() -> None:
-    failed = own_fault(KeyError("step"), 3)
+    failed = own_fault(KeyError("step"), "worker 3")
     assert isinstance(failed, JobFailed)
     assert "please report it: worker 3: KeyError: 'step'" in str(failed)
 
@@ -78,12 +78,12 @@ class Checked(Exception):
 
 def test_a_loss_is_told_by_who_was_lost() -> None:
     echo = RuntimeError("[/x/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
-    died = Checked(RuntimeError("The actor died\n\tpid: 7"))
+    died = Checked(RuntimeError("The actor died.\n\tpid: 7\nIts worker process has died."))
     words = words_of(Group({0: echo, 1: died}))
-    assert words == "worker 1: The actor died pid: 7"
+    assert words == "worker 1: The actor died. Its worker process has died."
     assert words_of(Group({0: echo})).endswith("Connection closed by peer")
     assert words_of(TimeoutError("60 seconds")) == "60 seconds"
-    assert len(words_of(Group({0: ValueError("x" * 9999)}))) < 400
+    assert len(words_of(Group({0: ValueError("x" * 9999)}))) < 420
 
 
 def test_losses_with_headway_are_got_over() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmray.errors import RefusedError
+from mmray.models.joint import FROZEN
 from mmray.report.curves import curve
 from mmray.storage import Storage
 from mmray.train import packing
@@ -110,10 +111,35 @@ def test_a_checkpoint_without_its_manifest_is_none(tmp_path: Path) -> None:
     assert checkpoints.newest(said.append, tmp_path / "at") is None
 
 
+def test_frozen_weights_are_written_once(tmp_path: Path) -> None:
+    told: list[bool] = []
+
+    def write(folder: Path, again: bool) -> None:
+        _fill(folder, again)
+        told.append(again)
+        for name in () if again else FROZEN:
+            (folder / "model" / name).write_text(f"written {len(told)}")
+
+    output = tmp_path / "out"
+    for step in range(3):  # each by a process of its own, as after a kill
+        checkpoints = Checkpoints(Storage(), str(output))
+        checkpoints.save(step, write, best=None)
+        checkpoints.save(step + 10, write, best=None)
+        checkpoints.wait()
+        if step == 1:
+            (output / "checkpoints" / "step-00000011" / "model" / FROZEN[0]).write_text("torn")
+    assert told == [False, True, True, True, False, True]
+    found = checkpoints.newest(lambda words: None, tmp_path / "at")
+    assert found is not None
+    listed = [each.path.rpartition("/")[2] for each in found[0].files]
+    assert sorted(listed) == sorted([*FROZEN, "weights"])
+    assert (found[1] / "model" / FROZEN[0]).read_text() == "written 5"
+
+
 def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Storage(), str(tmp_path))
 
-    def fails(folder: Path) -> None:
+    def fails(folder: Path, again: bool) -> None:
         raise RuntimeError("no room")
 
     checkpoints.save(1, fails, None)
@@ -122,7 +148,7 @@ def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
     assert checkpoints.found() == []
 
 
-def _fill(folder: Path) -> None:
+def _fill(folder: Path, again: bool) -> None:
     (folder / "model").mkdir()
     (folder / "model" / "weights").write_text("whole")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -316,15 +317,19 @@ def test_a_tracker_that_fails_is_told_once_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+
     def fails(*_: Any, **__: Any) -> Any:
-        raise ConnectionError("https://me:secret@host is\ndown")
+        raise ConnectionError("https://me:secret@host is\ndown for 0123456789abcdef")
 
     monkeypatch.setattr(wandb if when == "open" else WandbRun, when.replace("open", "init"), fails)
     spec = training.spec(tars, tmp_path / "out", track=BOTH)
     report = train.run(spec)
     assert report.status == "done"
     words = capsys.readouterr().err
-    assert words.count("track.wandb: ConnectionError: https://***@host is down; numbers may") == 1
+    assert (
+        words.count("track.wandb: ConnectionError: https://***@host is down for ***; numbers") == 1
+    )
     assert mlflow.runs[0].statuses[-1] == "FINISHED"
 
 
@@ -339,10 +344,12 @@ def test_a_tracker_that_hangs_does_not_hold_training_up(
     monkeypatch.setattr(track, "CLOSE_SECONDS", 0.1)
     monkeypatch.setattr(track, "HELD", 3)
     monkeypatch.setattr(wandb, "init", lambda **_: ended.wait(60))
+    begun = time.monotonic()
     try:
         report = train.run(training.spec(tars, tmp_path / "out", track={"wandb": BOTH["wandb"]}))
     finally:
         ended.set()
+    assert time.monotonic() - begun < 50
     assert report.status == "done"
     assert capsys.readouterr().err.count("track.wandb: is 3 calls behind; numbers may") == 1
 

@@ -1,5 +1,6 @@
 """One open index and its answers: `opened` asks the others.
 
-`loaded` holds the vectors, `rows` and `pictures` what is known of them, `where` turns a condition
-into rows, and `query` makes a vector of words, a picture or a sound.
+`loaded` holds the vectors, which `segments` reads, `rows` and `pictures` what is known of them.
+`where` turns a condition into rows, by `evaluate`; `query` makes a vector of words, a picture or a
+sound; `nearest` compares vectors exactly.
 """

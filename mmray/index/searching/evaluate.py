@@ -5,13 +5,14 @@ few wildcards tries each way to match. So the process is ended, from within by i
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from mmray.flow.processes import environment
 
 if TYPE_CHECKING:
     import duckdb
@@ -85,12 +86,11 @@ def connection() -> "duckdb.DuckDBPyConnection":
 
 
 def _start(seconds: float) -> "subprocess.Popen[bytes]":
-    places = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
         [sys.executable, "-m", "mmray.index.searching.evaluate", str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": places},
+        env=environment(),
     )
 
 

@@ -4,19 +4,23 @@ Weights are safetensors only. A folder that lacks a tensor, has one too many, is
 another architecture is refused in words, never half loaded.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from mmray.errors import RefusedError
+from mmray.models.joint import FROZEN
 from mmray.models.joint.config import JointConfig
 from mmray.models.joint.decoder import CaptionHead, HfDecoder
 from mmray.models.joint.model import JointModel
 from mmray.models.joint.pretrained import copy_values, fill
 from mmray.models.joint.towers import Tower
+
+_TRAINED = "model-trained.safetensors"
 
 
 def create(config: JointConfig, sources: Mapping[str, Path], seed: int) -> JointModel:
@@ -43,10 +47,58 @@ def create(config: JointConfig, sources: Mapping[str, Path], seed: int) -> Joint
     return model
 
 
-def save(model: JointModel, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors`."""
+def save(
+    model: JointModel,
+    folder: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    frozen: bool = True,
+) -> None:
+    """Write `config.json` and the weights: in `model.safetensors`, or where training leaves some
+    as they are, those in a file of their own (`FROZEN`), which all checkpoints have alike.
+
+    Args:
+        model: whose they are.
+        folder: where to.
+        weights: the state to write; left out: the model's own, as it is now.
+        frozen: whether to write `FROZEN` too, or only what goes with them.
+    """
     _quiet()
-    model.save_pretrained(folder)
+    state: Mapping[str, torch.Tensor] = model.state_dict() if weights is None else weights
+    still = _still(model)
+    if not still:
+        model.save_pretrained(folder, state_dict=dict(state))
+        return
+    where: dict[str, str] = {}
+    if frozen:
+        where |= _write(model, folder, FROZEN[0], {name: state[name] for name in still})
+    rest = {name: each for name, each in state.items() if name not in still}
+    where |= _write(model, folder, _TRAINED, rest)
+    if frozen:
+        size = sum((folder / name).stat().st_size for name in set(where.values()))
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        (folder / FROZEN[1]).write_text(json.dumps(index))
+
+
+def _write(
+    model: JointModel, folder: Path, name: str, state: dict[str, torch.Tensor]
+) -> dict[str, str]:
+    """Some of the weights, as one file; each tensor's name to the file's."""
+    model.save_pretrained(folder, state_dict=state)
+    (folder / "model.safetensors").rename(folder / name)
+    with safe_open(folder / name, "pt") as file:
+        return dict.fromkeys(file.keys(), name)
+
+
+def _still(model: JointModel) -> frozenset[str]:
+    """Names of the weights that nothing in training changes: those of frozen networks and those
+    beside adapters. A slowly moving copy isn't trained, but moves; so do an adapter's ranks."""
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(
+        name
+        for name, weight in named
+        if not weight.requires_grad and not name.startswith("momentum.") and "lora_" not in name
+    )
 
 
 def load(folder: Path) -> JointModel:
