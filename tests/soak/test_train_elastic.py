@@ -54,9 +54,7 @@ def test_a_node_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cluster.shutdown()
     step = int(grown[1].replace(",", ""))
     losses = training.course(output, tmp_path / "at").losses
-    assert step > 0
-    assert step % 20 == 0
-    assert len(losses) > step
+    assert 0 < step < len(losses)
 
     wanted = len(losses)
     monkeypatch.setattr(Seen, "signal", lambda self: 15 if len(self.losses) >= wanted - 1 else 0)

@@ -5,6 +5,7 @@ few wildcards tries each way to match. So the process is ended, from within by i
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -106,16 +107,17 @@ def main(seconds: float) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     where = json.loads(sys.stdin.buffer.readline())
+    rows, database = pa.ipc.open_stream(sys.stdin.buffer), connection()
+    number = rows.schema.names[-1]
     try:
-        with pa.ipc.open_stream(sys.stdin.buffer) as rows, connection() as database:
-            number = rows.schema.names[-1]
-            condition = duckdb.SQLExpression(where)
-            found = database.from_arrow(rows).filter(condition).project(f'"{number}"')
-            numbers = np.asarray(found.fetchnumpy()[number], np.int64)
-        answer = _FOUND + numbers.tobytes()
+        condition = duckdb.SQLExpression(where)
+        found = database.from_arrow(rows).filter(condition).project(f'"{number}"')
+        answer = _FOUND + np.asarray(found.fetchnumpy()[number], np.int64).tobytes()
     except duckdb.Error as error:
         answer = _REFUSED + str(error).encode()
     sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
+    os._exit(0)  # a thread of DuckDB's may be reading rows still
 
 
 if __name__ == "__main__":
