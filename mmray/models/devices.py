@@ -22,8 +22,8 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _FEW = 16
-"""Channels in each group of a convolution. With fewer of them and a long kernel oneDNN's bfloat16 on
-AMX gives numbers that are far from the right ones (torch 2.13; 2 to 8 channels, 32 places)."""
+"""Channels in each group of a convolution. With fewer of them and a long kernel oneDNN's bfloat16
+on AMX gives numbers that are far from the right ones (torch 2.13; 2 to 8 channels, 32 places)."""
 _FAST_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -291,7 +292,8 @@ def test_a_killed_process_is_started_again(write: Write) -> None:
 
 
 def children() -> list[psutil.Process]:
-    """This process's own."""
+    """This process's own, without those that an earlier test's traceback kept."""
+    gc.collect()
     every = psutil.Process().children()
     return [each for each in every if "mmray.flow.child" in each.cmdline()]
 
