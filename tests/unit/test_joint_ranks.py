@@ -91,6 +91,9 @@ def rank(place: int, port: int, folder: str) -> None:
                 dist.all_reduce(found[name])
                 found[name] /= 2
         torch.save(found, Path(folder) / f"{case}-{place}.pt")
+        # Left for last, DDP would end the group while it holds the interpreter's lock, for which
+        # gloo's thread may be waiting: once in many runs neither goes on.
+        del run
     dist.destroy_process_group()
 
 
