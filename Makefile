@@ -17,7 +17,7 @@ demo: setup ## real pictures, captions and speech: embedded, stored, searched, l
 test: setup ## unit, ray and e2e tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-soak: setup ## two hundred random kills, then every sample and every row once
+soak: setup ## hundreds of random kills, deadly samples, nodes that come: every sample and row once
 	@$(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
 
 lint: setup ## ruff, mypy strict, the direction of imports
