@@ -29,7 +29,7 @@ from mmray.index import Index, manifest, workers
 from mmray.index.batch.answers import Answered, Answering
 from mmray.index.batch.batches import Piece
 from mmray.index.batch.duplicates import Found, Ints
-from mmray.index.building import build
+from mmray.index.building import build, cut
 from mmray.index.upkeep import verify
 from mmray.jobs import duplicates, search
 from mmray.jobs.duplicates import Neighbouring
@@ -60,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces of few rows."""
-    monkeypatch.setattr(build, "PIECE_BYTES", 1)  # 4,096 rows
+    monkeypatch.setattr(cut, "PIECE_BYTES", 1)  # 4,096 rows
 
 
 def index_job(store: Vectors, out: Path, kind: str = "flat") -> Report:
