@@ -10,7 +10,6 @@ import pytest
 
 import mmray
 from mmray.jobs.replay import replay
-from tests import runs
 from tests.deadly import RED, assert_whole, quarantined, spec_of, write_tars
 
 LAYOUTS = {"fused": {}, "split": {"gpus": 0.5, "cpus": 0.5, "decode_cpus": 0.5, "pool": [1, 2]}}
@@ -38,12 +37,3 @@ def test_deadly_samples_end_in_quarantine(layout: str, tmp_path: Path) -> None:
     assert (tried.status, tried.rows_read, tried.rows_written) == ("done", 2, 0)
     assert tried.errors == {"WorkerDied": 2}
     assert_whole(uri, places)
-
-
-def test_when_all_are_deadly_the_job_ends(tmp_path: Path) -> None:
-    write_tars(tmp_path / "tars", {})
-    encoder = {"kind": "import", "model": "tests.toys:Deadly", "options": {"always": True}}
-    report = runs.run(spec_of(tmp_path, "Deadly", encoder=encoder), tmp_path, code=1)
-    assert report["status"] == "failed" and report["rows_read"] == 0
-    assert "8 samples in a row ended their process" in report["message"]
-    assert "exit code 3" in report["message"] and ".tar 0000" in report["message"]

@@ -55,3 +55,12 @@ def test_a_model_mended_takes_them_in(tmp_path: Path) -> None:
     assert (report.rows_written, report.rows_quarantined) == (1, 0)
     assert quarantined(uri) == {}
     assert_whole(uri, places)
+
+
+def test_when_all_are_deadly_the_job_ends(tmp_path: Path) -> None:
+    write_tars(tmp_path / "tars", {})
+    encoder = {"kind": "import", "model": "tests.toys:Deadly", "options": {"always": True}}
+    report = runs.run(spec_of(tmp_path, "Deadly", encoder=encoder), tmp_path, code=1)
+    assert report["status"] == "failed" and report["rows_read"] == 0
+    assert "8 samples in a row ended their process" in report["message"]
+    assert "exit code 3" in report["message"] and ".tar 0000" in report["message"]
