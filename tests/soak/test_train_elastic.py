@@ -1,4 +1,5 @@
-"""A range of workers: a training grows into a node that is added, and its losses are the same."""
+"""A range of workers: a training grows into a node that is added, and goes on without one that is
+lost; its losses are the same."""
 
 from __future__ import annotations
 
@@ -63,11 +64,11 @@ def test_a_node_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = training.spec(uri, tmp_path / "alone", **LONG)
     with pytest.raises(Interrupted):
         train.run(alone, quiet=True)
-    undisturbed = training.course(alone.output, tmp_path / "at").losses
-    assert losses[:step] == undisturbed[:step]
+    wanted_losses = training.course(alone.output, tmp_path / "at").losses
+    assert losses[:step] == wanted_losses[:step]
     # Two workers add up in another order; a tiny model that has learned all by heart shows it soon.
     after = slice(step, step + 20)
-    assert losses[after] == pytest.approx(undisturbed[after], rel=1e-2)
+    assert losses[after] == pytest.approx(wanted_losses[after], rel=1e-2)
 
 
 def test_node_lost(undisturbed: tuple[str, Course], tmp_path: Path) -> None:  # noqa: F811
