@@ -15,10 +15,10 @@ demo: setup ## real pictures, captions and speech: embedded, stored, searched, l
 	@$(BIN)/mmray demo $(if $(DATA),--data '$(DATA)')
 
 test: setup ## unit, ray and e2e tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
 soak: setup ## hundreds of random kills, deadly samples, nodes that come: every sample and row once
-	@$(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
+	@$(BIN)/python -m pytest tests/soak tests/ray tests/e2e -m soak --timeout 0 $(ARGS)
 
 lint: setup ## ruff, mypy strict, the direction of imports
 	@$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def test_a_folder_is_packed_embedded_indexed_and_searched(pictures: Path, tmp_pa
         env={**os.environ, "PYTHONPATH": str(runs.ROOT), "MMRAY_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
-        timeout=runs.TIMEOUT,
+        timeout=540,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

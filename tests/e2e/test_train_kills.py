@@ -124,6 +124,7 @@ def test_worker_killed(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
     assert losses == pytest.approx(course.losses, rel=1e-2)
 
 
+@pytest.mark.soak
 def test_sigterm_with_two_workers(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
     """While they train, and while they come back."""
     uri, course = undisturbed

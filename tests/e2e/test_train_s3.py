@@ -59,6 +59,7 @@ def _local(folder: Path) -> str:
     return training.write_tars(folder / "tars", 2, 20)
 
 
+@pytest.mark.soak  # the demo does it too
 def test_its_output_is_an_encoder_by_its_uri(
     s3: TestServer, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

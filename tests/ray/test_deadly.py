@@ -15,7 +15,7 @@ from tests.deadly import RED, assert_whole, quarantined, spec_of, write_tars
 LAYOUTS = {"fused": {}, "split": {"gpus": 0.5, "cpus": 0.5, "decode_cpus": 0.5, "pool": [1, 2]}}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["fused", pytest.param("split", marks=pytest.mark.soak)])
 def test_deadly_samples_end_in_quarantine(layout: str, tmp_path: Path) -> None:
     places = write_tars(tmp_path / "tars", {"000030.jpg": RED, "000231.txt": b"deadly"})
     spec = spec_of(tmp_path, "Deadly", resources=LAYOUTS[layout])

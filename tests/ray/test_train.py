@@ -122,6 +122,7 @@ def test_an_error_of_a_workers_own_ends_it_at_once(
     assert "Traceback" in said[-1]
 
 
+@pytest.mark.soak
 def test_workers_that_die_without_headway_end_it_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_workers_that_die_without_headway_end_it_in_words(
     assert said[-1].startswith("beginning again at the last checkpoint: worker 1: ")
 
 
+@pytest.mark.soak
 def test_a_signal_while_no_worker_trains_ends_it_at_once(tmp_path: Path) -> None:
     uri = training.write_tars(tmp_path / "tars", 1, 20)
     spec = training.spec(uri, tmp_path / "out", resources__workers=2)
