@@ -47,11 +47,12 @@ class Placement:
             for layer in module.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(self.dtype)
-        if self.device.type == "cpu" and self.dtype is torch.bfloat16 and can_pack():
-            pack(module)
+        if self.device.type == "cpu" and self.dtype is torch.bfloat16:
             for layer in module.modules():
                 if isinstance(layer, nn.Conv1d) and _is_wrong_in_bfloat16(layer):
                     _run_in_float32(layer)
+            if can_pack():
+                pack(module)
         return module
 
     def precision(self) -> AbstractContextManager[object]:

@@ -99,16 +99,9 @@ def copy(storage: Storage, root: str, file: File, path: str) -> File:
     found = require(storage, root, file)
     uri = storage.normalise(join(root, safe(root, path)))
     if not is_s3(uri):
-        target = Path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
+        with _becoming(Path(uri)) as hidden:
             shutil.copyfile(found.uri, hidden)
-            with hidden.open("rb") as written:
-                os.fsync(written.fileno())
-            hidden.replace(target)
-        finally:
-            hidden.unlink(missing_ok=True)
+            _sync(hidden)
     else:
         from mmray.storage import s3
 
@@ -247,16 +240,12 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _download(storage: Storage, found: Object, file: File, place: Path) -> None:
     hashed = hashlib.sha256()
-    hidden = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with _becoming(place) as hidden:
         with hidden.open("xb") as out:
             for piece in _pieces(storage, found):
                 hashed.update(piece)
                 out.write(piece)
         _require_content(found.uri, file, hashed.hexdigest())
-        hidden.replace(place)
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def _pieces(storage: Storage, found: Object) -> Iterator[bytes]:
@@ -284,18 +273,29 @@ def _pieces(storage: Storage, found: Object) -> Iterator[bytes]:
 
 
 def _place(local: Path, target: Path, hashed: "hashlib._Hash") -> int:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with _becoming(target) as hidden:
         linked = _linked(local, hidden)
         with nullcontext() if linked else hidden.open("xb") as out:
             size = _copy(local, out, hashed)
-        with hidden.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(hidden)
+    return size
+
+
+@contextmanager
+def _becoming(target: Path) -> Iterator[Path]:
+    """A path beside `target`, whose file becomes it where nothing is raised."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield hidden
         hidden.replace(target)
     finally:
         hidden.unlink(missing_ok=True)
-    return size
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _linked(local: Path, hidden: Path) -> bool:

@@ -155,11 +155,12 @@ class Checkpoints:
             return []
         names = {f"{last.path}/{MODEL}/{name}": name for name in FROZEN}
         there = [file for file in last.files if file.path in names]
+        if len(there) < len(FROZEN):
+            return []
         try:
             return [
                 blobs.copy(self._storage, self._output, file, f"{path}/{MODEL}/{names[file.path]}")
                 for file in there
-                if len(there) == len(FROZEN)
             ]
         except RefusedError:  # it was torn since
             return []

@@ -221,7 +221,7 @@ class Loop:
         if self.place.rank != 0:
             return True
         model, course = self.model, self.course
-        weights = packing.copied(model.state_dict())
+        weights = packing.copied(checkpoint.moving(model))
         history = {**asdict(course), "losses": torch.tensor(course.losses, dtype=torch.float64)}
         state = packing.copied(
             {

@@ -150,3 +150,33 @@ def test_sigterm_with_two_workers(undisturbed: tuple[str, Course], tmp_path: Pat
     runs.run(fields, tmp_path)
     losses = training.course(output, tmp_path / "at").losses
     assert losses == pytest.approx(course.losses, rel=1e-2)
+
+
+@pytest.mark.soak
+def test_node_lost(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
+    """With a range of workers it goes on with those that are left."""
+    from ray.cluster_utils import Cluster
+
+    uri, course = undisturbed
+    output = tmp_path / "out"
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        node = cluster.add_node(num_cpus=1)
+        fields = training.fields(uri, output, **options(workers=[1, 2]))
+        fields["resources"]["address"] = cluster.address
+        run = runs.Run(fields, tmp_path)
+        wait_for_step(run, output, 10)
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in (raylet, *raylet.children(recursive=True)):
+            process.kill()
+        report = run.finish()
+    finally:
+        cluster.shutdown()
+    log = run.log.read_text()
+    both, lost, one = map(log.index, ("with 2 workers", "beginning again", "with 1 worker"))
+    assert both < lost < one
+    assert report["metrics"]["steps"] == STEPS
+    losses = training.course(output, tmp_path / "at").losses
+    assert losses == pytest.approx(course.losses, rel=1e-2)

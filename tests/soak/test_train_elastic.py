@@ -1,5 +1,4 @@
-"""A range of workers: a training grows into a node that is added, and goes on without one that is
-lost; its losses are the same."""
+"""A range of workers: a training grows into a node that is added, and its losses are the same."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -16,7 +14,6 @@ from mmray.errors import Interrupted
 from mmray.jobs import train
 from mmray.train.seen import Seen
 from tests import runs, training
-from tests.e2e.test_train_kills import STEPS, Course, options, undisturbed, wait_for_step  # noqa: F401
 
 TIMEOUT = 600.0
 LONG = {"train__epochs": 100_000, "train__checkpoint_steps": 20, "model__dropout": 0.0}
@@ -69,32 +66,3 @@ def test_a_node_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two workers add up in another order; a tiny model that has learned all by heart shows it soon.
     after = slice(step, step + 20)
     assert losses[after] == pytest.approx(wanted_losses[after], rel=1e-2)
-
-
-def test_node_lost(undisturbed: tuple[str, Course], tmp_path: Path) -> None:  # noqa: F811
-    """With a range of workers it goes on with those that are left."""
-    from ray.cluster_utils import Cluster
-
-    uri, course = undisturbed
-    output = tmp_path / "out"
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    try:
-        node = cluster.add_node(num_cpus=1)
-        fields = training.fields(uri, output, **options(workers=[1, 2]))
-        fields["resources"]["address"] = cluster.address
-        run = runs.Run(fields, tmp_path)
-        wait_for_step(run, output, 10)
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        for process in (raylet, *raylet.children(recursive=True)):
-            process.kill()
-        report = run.finish()
-    finally:
-        cluster.shutdown()
-    log = run.log.read_text()
-    both, lost, one = map(log.index, ("with 2 workers", "beginning again", "with 1 worker"))
-    assert both < lost < one
-    assert report["metrics"]["steps"] == STEPS
-    losses = training.course(output, tmp_path / "at").losses
-    assert losses == pytest.approx(course.losses, rel=1e-2)

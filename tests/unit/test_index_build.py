@@ -143,8 +143,11 @@ def test_added_replaced_and_removed_rows_change_the_answers_at_once(
         assert len(row) == len(set(row)) == 4300
         assert set(row) == {*old, *fresh}
         assert not {*row} & {*gone}
-    for place in (0, 7, 49):  # the new vector answers, not the old one
-        assert answers(index, changed[place], 1) == [[old[place]]]
+    # The new vector answers, not the old one. Its nearest is itself but for coarse codes, which
+    # promise a share of the nearest ten.
+    nearest = 10 if kind == "ivf_pq" else 1
+    for place in (0, 7, 49):
+        assert old[place] in answers(index, changed[place], nearest)[0]
         np.testing.assert_allclose(index.vectors(index.numbers([old[place]]))[0], changed[place])
 
 

@@ -160,16 +160,21 @@ def test_another_spec_on_the_same_output_is_refused(tars: str, tmp_path: Path) -
         run(training.spec(tars, tmp_path / "out", train__epochs=1, model__dim=32))
 
 
-def test_a_loss_that_is_no_number_names_step_and_samples(tars: str, tmp_path: Path) -> None:
-    spec = training.spec(
+def diverging(tars: str, output: Path, lr: float) -> TrainSpec:
+    """Steps of a rate that is far too high, each of them kept."""
+    return training.spec(
         tars,
-        tmp_path / "out",
-        train__lr=1e30,
+        output,
+        train__lr=lr,
         train__optimizer="sgd",
         train__grad_clip=None,
         train__warmup=0.0,
         train__checkpoint_steps=1,
     )
+
+
+def test_a_loss_that_is_no_number_names_step_and_samples(tars: str, tmp_path: Path) -> None:
+    spec = diverging(tars, tmp_path / "out", 1e30)
     words = r"is (nan|inf) at step \d+, on the samples [0-9a-f]{32}"
     with pytest.raises(JobFailed, match=words) as caught:
         run(spec)
@@ -181,15 +186,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(tars: str, tmp_path: Pa
 
 
 def test_weights_that_are_no_numbers_are_not_kept(tars: str, tmp_path: Path) -> None:
-    spec = training.spec(
-        tars,
-        tmp_path / "out",
-        train__lr=1e38,
-        train__optimizer="sgd",
-        train__grad_clip=None,
-        train__warmup=0.0,
-        train__checkpoint_steps=1,
-    )
+    spec = diverging(tars, tmp_path / "out", 1e38)
     with pytest.raises(JobFailed, match=r"a weight is no number at step 0, .*/step-00000000$"):
         run(spec)
     kept = training.weights(spec.output, tmp_path / "at")

@@ -60,24 +60,28 @@ def save(
     Args:
         model: whose they are.
         folder: where to.
-        weights: the state to write; left out: the model's own, as it is now.
+        weights: `moving` ones to write; left out: the model's own, as they are now.
         frozen: whether to write `FROZEN` too, or only what goes with them.
     """
     _quiet()
-    state: Mapping[str, torch.Tensor] = model.state_dict() if weights is None else weights
+    state = dict(moving(model) if weights is None else weights)
     still = _still(model)
     if not still:
-        model.save_pretrained(folder, state_dict=dict(state))
+        model.save_pretrained(folder, state_dict=state)
         return
-    where: dict[str, str] = {}
+    where = _write(model, folder, _TRAINED, state)
     if frozen:
-        where |= _write(model, folder, FROZEN[0], {name: state[name] for name in still})
-    rest = {name: each for name, each in state.items() if name not in still}
-    where |= _write(model, folder, _TRAINED, rest)
-    if frozen:
+        every = model.state_dict()
+        where |= _write(model, folder, FROZEN[0], {name: every[name] for name in still})
         size = sum((folder / name).stat().st_size for name in set(where.values()))
         index = {"metadata": {"total_size": size}, "weight_map": where}
         (folder / FROZEN[1]).write_text(json.dumps(index))
+
+
+def moving(model: JointModel) -> dict[str, torch.Tensor]:
+    """The weights that training may change, and all buffers: name to tensor."""
+    still = _still(model)
+    return {name: each for name, each in model.state_dict().items() if name not in still}
 
 
 def _write(
