@@ -13,7 +13,8 @@ from benchmarks import jobs
 from benchmarks.data import made
 from benchmarks.measure import LIMIT, ROOT, Figure, Options, say, wait_until_calm
 from mmray.demo.pack import pack
-from mmray.demo.run import SHARDS, SPEC, drawings
+from mmray.demo.run import SHARDS, drawings
+from mmray.demo.specs import EMBED
 from mmray.demo.stamps import fetch_stamps
 from mmray.storage import Storage
 
@@ -33,7 +34,7 @@ def figures(options: Options) -> list[Figure]:
 
 def _pair() -> tuple[dict[str, Any], dict[str, Any]]:
     """The line of a plan, and that of the run right after it."""
-    fields = {name: SPEC[name] for name in ("encoder", "keep", "thumbnails", "errors")}
+    fields = {name: EMBED[name] for name in ("encoder", "keep", "thumbnails", "errors")}
     spec = jobs.embed("plan", _tars(), **fields)
     wait_until_calm()
     plan = _plan(spec)

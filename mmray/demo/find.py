@@ -10,18 +10,10 @@ import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmray.demo.stamps import Picture
 from mmray.errors import MmrayError
 
-INDEX = "s3://demo/indexes/pictures"
-INDEX_SPEC: dict[str, Any] = {
-    "job": "index",
-    "store": {"uri": "s3://demo/stores/pictures"},
-    "column": "image_embedding",
-    "output": INDEX,
-}
 HITS = 6
 WORDS = "a musical instrument with strings"
 PICTURE = "animals/birds/penguin"

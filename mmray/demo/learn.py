@@ -1,55 +1,12 @@
-"""The demo's model: pictures, captions and speech in one space, learned from the demo's own tars.
-
-It is trained, its vectors are stored, and they are indexed, by three jobs that follow each other.
-"""
+"""The demo's own model: pictures, captions and speech in one space, learned from its tars."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from mmray.demo.specs import TRAIN
 from mmray.demo.stamps import Picture
 from mmray.report import Report
 
-TARS = "s3://demo/pictures/*.tar"
-MODEL = "s3://demo/models/joint"
-INDEX = "s3://demo/indexes/joint"
-KEEP = ["caption", "category", "speech_language"]
-TRAIN_SPEC: dict[str, Any] = {
-    "job": "train",
-    "data": {
-        "source": {"kind": "webdataset", "uri": TARS},
-        "split": {"group": "caption", "test": 0.2},
-    },
-    "model": {
-        "towers": {
-            "image": {"kind": "packaged", "model": "efficientnet-lite0", "train": "frozen"},
-            "text": {"kind": "packaged", "model": "minilm", "train": "frozen"},
-            "audio": {"kind": "conv", "seconds": 4},
-        },
-        "heads": {"contrastive": {"loss": "infonce"}},
-    },
-    "train": {
-        "epochs": 40,
-        "lr": 1.0e-3,
-        "early_stopping": {"metric": "val/retrieval_r10", "patience": 20},
-    },
-    "output": MODEL,
-    "errors": {"max_fraction": 0.05},
-}
-EMBED_SPEC: dict[str, Any] = {
-    "job": "embed",
-    "source": {"kind": "webdataset", "uri": TARS},
-    "encoder": {"kind": "joint", "model": MODEL},
-    "store": {"uri": "s3://demo/stores/joint"},
-    "keep": KEEP,
-    "thumbnails": 96,
-    "errors": {"max_fraction": 0.05},
-}
-INDEX_SPEC: dict[str, Any] = {
-    "job": "index",
-    "store": {"uri": "s3://demo/stores/joint"},
-    "column": "image_embedding",
-    "output": INDEX,
-}
 ENOUGH = 8
 """Samples that have a modality, for it to get a tower."""
 HELD_OUT = 100
@@ -57,20 +14,19 @@ HELD_OUT = 100
 
 
 def train_spec(pictures: Sequence[Picture]) -> dict[str, Any] | None:
-    """The train job for what `pictures` have; `None` where they have only one modality."""
+    """The train job for what `pictures` have; `None` where only one modality has
+    enough."""
     counts = {
         "image": len(pictures),
         "text": sum(bool(each.caption) for each in pictures),
         "audio": sum(each.sound is not None for each in pictures),
     }
     towers = {
-        name: tower
-        for name, tower in TRAIN_SPEC["model"]["towers"].items()
-        if counts[name] >= ENOUGH
+        name: tower for name, tower in TRAIN["model"]["towers"].items() if counts[name] >= ENOUGH
     }
     if len(towers) < 2:
         return None
-    spec = TRAIN_SPEC | {"model": TRAIN_SPEC["model"] | {"towers": towers}}
+    spec = TRAIN | {"model": TRAIN["model"] | {"towers": towers}}
     if len(pictures) < HELD_OUT:
         data, train = spec["data"], spec["train"]
         spec["data"] = data | {"split": data["split"] | {"test": 0.0}}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import mmray
-from mmray.demo import learn
-from mmray.demo.find import HITS, INDEX, INDEX_SPEC, Questions, ask, questions
+from mmray.demo import learn, specs
+from mmray.demo.find import HITS, Questions, ask, questions
 from mmray.demo.objectstore import LocalS3
 from mmray.demo.pack import pack
 from mmray.demo.stamps import Picture, fetch_stamps, stamps, user_samples
@@ -23,21 +23,6 @@ from mmray.storage import Storage
 
 OUT = Path("out") / "demo"
 SHARDS = 8
-SPEC: dict[str, Any] = {
-    "job": "embed",
-    "source": {"kind": "webdataset", "uri": learn.TARS},
-    "encoder": {
-        "kind": "combined",
-        "of": [
-            {"kind": "packaged", "model": "zeroshot"},
-            {"kind": "packaged", "model": "speech"},
-        ],
-    },
-    "store": {"uri": "s3://demo/stores/pictures"},
-    "keep": learn.KEEP,
-    "thumbnails": 96,
-    "errors": {"max_fraction": 0.05},
-}
 SAME = 0.999
 """A picture's cosine with itself, at the least."""
 FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN")
@@ -52,12 +37,14 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         RefusedError: the pictures can't be had, or `data` holds none.
         MmrayError: a step did not do what the demo says it does.
     """
-    say = _Steps(13)
-    say("get pictures with captions and speech")
+    began = time.monotonic()
+    print("get pictures with captions and speech")
     folder = data or fetch_stamps()
     pictures = list(user_samples(folder)) if data else drawings(folder)
     heard = sum(each.sound is not None for each in pictures)
     print(f"  {len(pictures):,} pictures, {heard:,} of them with sound, in {folder}")
+    training = learn.train_spec(pictures)
+    say = _Steps(12 if training else 7)
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -68,7 +55,7 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         print(f"  {len(tars)} tars under s3://demo/pictures at {server.endpoint}")
 
         say("embed pictures, captions and speech into one store: mmray run jobs/embed-demo.yaml")
-        report = mmray.run(SPEC)
+        report = mmray.run(specs.EMBED)
         _tell(report)
 
         say("look at the store: mmray store info s3://demo/stores/pictures")
@@ -78,22 +65,23 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         _keep(report, out / "report.html")
 
         say("build an index of the pictures: mmray run jobs/index-demo.yaml")
-        _tell_index(mmray.run(INDEX_SPEC))
+        _tell_index(mmray.run(specs.INDEX))
 
         asked = questions(pictures, _keys())
-        say(f'find pictures by words: mmray search {INDEX} --text "{asked.words}" -k {HITS}')
-        _search(INDEX, "--text", asked.words, out / "search.html")
+        index = specs.INDEX["output"]
+        say(f'find pictures by words: mmray search {index} --text "{asked.words}" -k {HITS}')
+        _search(index, "--text", asked.words, out / "search.html")
 
-        training = learn.train_spec(pictures)
         if training is None:
-            say("no model is learned: the pictures have neither captions nor sounds")
+            print(f"\nno model is learned: fewer than {learn.ENOUGH} captions, as many sounds")
         else:
             _learn(training, asked, out, say)
 
         say("run all jobs again: nothing is done twice")
         _again(training)
     pages = ", ".join(page.name for page in sorted(out.glob("*.html")))
-    print(f"\ndone in {say.seconds:.0f} s. Open the pages in {out} in a browser: {pages}.")
+    took = time.monotonic() - began
+    print(f"\ndone in {took:.0f} s. Open the pages in {out} in a browser: {pages}.")
     return report
 
 
@@ -106,16 +94,17 @@ def _learn(training: dict[str, Any], asked: Questions, out: Path, say: "_Steps")
     _keep(trained, out / "training.html")
 
     say("embed again, with the model that was learned: mmray run jobs/embed-joint.yaml")
-    _tell(mmray.run(learn.EMBED_SPEC))
-    _tell_index(mmray.run(learn.INDEX_SPEC))
+    _tell(mmray.run(specs.JOINT_EMBED))
+    _tell_index(mmray.run(specs.JOINT_INDEX))
 
-    search = f"mmray search {learn.INDEX}"
+    index = specs.JOINT_INDEX["output"]
+    search = f"mmray search {index}"
     say(f'find pictures by words: {search} --text "{asked.words}" -k {HITS}')
-    _search(learn.INDEX, "--text", asked.words, out / "joint-words.html")
+    _search(index, "--text", asked.words, out / "joint-words.html")
 
     picture = asked.picture.path
     say(f"find pictures by a picture: {search} --image {picture.name} -k {HITS}")
-    itself = _search(learn.INDEX, "--image", str(picture), out / "joint-picture.html")
+    itself = _search(index, "--image", str(picture), out / "joint-picture.html")
     if itself < SAME:
         raise MmrayError(f"{picture} is in the index, but did not find itself")
 
@@ -125,15 +114,15 @@ def _learn(training: dict[str, Any], asked: Questions, out: Path, say: "_Steps")
     sound = asked.spoken.sound
     assert sound is not None
     say(f"find pictures by a spoken word: {search} --audio {sound.name} -k {HITS}")
-    _search(learn.INDEX, "--audio", str(sound), out / "joint-spoken.html")
+    _search(index, "--audio", str(sound), out / "joint-spoken.html")
 
 
 def _again(training: dict[str, Any] | None) -> None:
-    """Raises MmrayError where a job finds something to do."""
-    specs = [SPEC, INDEX_SPEC]
+    """Run all jobs once more. Raises MmrayError where one finds something to do."""
+    jobs = [specs.EMBED, specs.INDEX]
     if training is not None:
-        specs += [training, learn.EMBED_SPEC, learn.INDEX_SPEC]
-    for spec in specs:
+        jobs += [training, specs.JOINT_EMBED, specs.JOINT_INDEX]
+    for spec in jobs:
         report = mmray.run(spec)
         print(f"  {spec['job']}: {report.rows_read:,} rows read, {report.rows_skipped:,} skipped")
         if report.rows_read:
@@ -146,18 +135,14 @@ def drawings(folder: Path) -> list[Picture]:
 
 
 class _Steps:
-    """Numbers the steps, and knows how long all of them took."""
+    """Numbers the steps."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._number, self._start = total, 0, time.monotonic()
+        self._total, self._number = total, 0
 
     def __call__(self, text: str) -> None:
         self._number += 1
         print(f"\n[{self._number}/{self._total}] {text}", flush=True)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
 
 
 @contextmanager
@@ -188,7 +173,7 @@ def _tell(report: Report) -> None:
 
 
 def _show_store() -> None:
-    info = mmray.open_store(SPEC["store"]["uri"]).info()
+    info = mmray.open_store(specs.EMBED["store"]["uri"]).info()
     print(f"  {info.rows:,} rows in {info.parts} parts, version {info.version}")
     print(f"  made by {info.meta.encoder}, fingerprint {info.meta.fingerprint}")
     dims = ", ".join(f"{modality} {dim}" for modality, dim in info.meta.dims.items())
@@ -197,7 +182,7 @@ def _show_store() -> None:
 
 def _keys() -> set[str]:
     """Of the pictures in the store."""
-    table = mmray.open_store(SPEC["store"]["uri"]).to_arrow(["source_key"])
+    table = mmray.open_store(specs.EMBED["store"]["uri"]).to_arrow(["source_key"])
     return set(table["source_key"].to_pylist())
 
 

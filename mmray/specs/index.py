@@ -124,8 +124,8 @@ class SearchSpec(Spec):
     where_seconds: Annotated[float, Field(gt=0)] = WHERE_SECONDS
     """Time that `where` may take over all rows, in each process."""
     model: str | None = None
-    """Folder of the weights of the index's encoder, where they lie elsewhere than they did for the
-    store; on a cluster, of each node."""
+    """Weights of the index's encoder, where they lie elsewhere than they did for the store: a
+    folder (on a cluster, of each node) or the uri of a joint model."""
     exclude_self: bool = False
     """Leave out the hit that has the query's own id."""
     columns: tuple[str, ...] = ()

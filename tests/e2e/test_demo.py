@@ -44,8 +44,8 @@ def test_a_folder_is_packed_embedded_indexed_and_searched(pictures: Path, tmp_pa
     assert f"  {COUNT} rows written, 0 skipped, 0 quarantined" in told
     assert f"  {COUNT} vectors in a flat index, recall@10 1" in told
     steps = told.split("\n[")
-    assert len(steps) == 14
-    words, learned, embedded, joint_words, joint_picture, spoken, again = steps[7:]
+    assert len(steps) == 13
+    words, learned, embedded, joint_words, joint_picture, spoken, again = steps[6:]
     out = tmp_path / "out" / "demo"
     assert f'--text "- {shards.caption(0)}"' in words
     assert f"  {COUNT} samples in 40 steps" in learned

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmray.demo import find, learn
+from mmray.demo import find, learn, specs
 from mmray.demo import stamps as stamps_module
-from mmray.demo.find import INDEX_SPEC, Hit, Questions, ask, questions
+from mmray.demo.find import Hit, Questions, ask, questions
 from mmray.demo.pack import pack
-from mmray.demo.run import SPEC
 from mmray.demo.stamps import Picture, cache_folder, fetch_stamps, stamps, user_samples
 from mmray.errors import MmrayError, RefusedError
 from mmray.specs import load_spec
@@ -198,11 +197,11 @@ def test_an_old_package_list_is_renewed_once(
 
 
 EXAMPLES = {
-    "embed-demo": SPEC,
-    "index-demo": INDEX_SPEC,
-    "train-demo": learn.TRAIN_SPEC,
-    "embed-joint": learn.EMBED_SPEC,
-    "index-joint": learn.INDEX_SPEC,
+    "embed-demo": specs.EMBED,
+    "index-demo": specs.INDEX,
+    "train-demo": specs.TRAIN,
+    "embed-joint": specs.JOINT_EMBED,
+    "index-joint": specs.JOINT_INDEX,
 }
 
 
@@ -234,14 +233,14 @@ def test_other_pictures_are_asked_with_a_caption_of_theirs() -> None:
 
 def test_a_model_is_learned_of_what_the_pictures_have() -> None:
     stamps_like = [picture(str(n), "words", "sound.ogg") for n in range(learn.HELD_OUT)]
-    assert learn.train_spec(stamps_like) == learn.TRAIN_SPEC
+    assert learn.train_spec(stamps_like) == specs.TRAIN
     few_sounds = [picture(str(n), "words") for n in range(10)] + [picture("x", "x", "x.ogg")]
     spec = learn.train_spec(few_sounds)
     assert spec is not None
     assert list(spec["model"]["towers"]) == ["image", "text"]
     assert spec["data"]["split"]["test"] == 0, "too few to hold any out"
     load_spec(spec)
-    assert learn.TRAIN_SPEC["data"]["split"]["test"] == 0.2
+    assert specs.TRAIN["data"]["split"]["test"] == 0.2
     assert learn.train_spec([picture(str(n)) for n in range(10)]) is None
 
 
