@@ -2,6 +2,9 @@
 BIN := .venv/bin
 SHELL := /bin/bash
 
+# Ray starts a dozen Pythons for a job: each would compile all that it imports, every time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak lint docs bench reference constraints clean
 
@@ -15,7 +18,8 @@ demo: setup ## real pictures, captions and speech: embedded, stored, searched, l
 	@$(BIN)/mmray demo $(if $(DATA),--data '$(DATA)')
 
 test: setup ## unit, ray and e2e tests
-	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical --maxprocesses 4
+	@$(BIN)/python -m pytest tests/ray tests/e2e -m "not soak"
 
 soak: setup ## hundreds of random kills, deadly samples, nodes that come: every sample and row once
 	@$(BIN)/python -m pytest tests/soak tests/ray tests/e2e -m soak --timeout 0 $(ARGS)

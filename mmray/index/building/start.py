@@ -93,8 +93,7 @@ def _start(task: Start, begun: float) -> Started:
     with blobs.scratch() as folder:
         trained = None
         if KINDS[choice.kind].clusters and len(sample):
-            index = faiss.index_factory(task.column.dim, choice.factory, faiss.METRIC_INNER_PRODUCT)
-            _quietly(index)
+            index = _untrained(task.column.dim, choice.factory)
             index.train(sample)
             faiss.write_index(index, str(folder / "trained"))
             trained = blobs.put(
@@ -110,11 +109,16 @@ def _start(task: Start, begun: float) -> Started:
     return Started(choice, task.rung >= len(found) - 1, trained, asked, spent)
 
 
-def _quietly(index: Any) -> None:
-    """faiss writes warnings of few vectors to standard error, past any logger."""
+def _untrained(dim: int, factory: str) -> Any:
+    index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    # faiss writes warnings of few vectors to standard error, past any logger.
     index.cp.min_points_per_centroid = 1
     if hasattr(index, "pq"):
         index.pq.cp.min_points_per_centroid = 1
+        # Most of the time would go into an order of codes that serves a filter of faiss's own,
+        # which no search here turns on.
+        index.do_polysemous_training = False
+    return index
 
 
 def _may_train(options: IndexOptions) -> bool:
