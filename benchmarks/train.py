@@ -56,9 +56,10 @@ def _cached(options: Options) -> Figure:
 
 
 def _torchrun(options: Options) -> Figure:
-    """The same loop in two workers of one thread each."""
+    """The same loop in two workers of one thread each, for a minute: in the first seconds Ray's own
+    processes are still starting."""
     tars = data.photo_tars(options.size(512, 128), per_tar=64, pool=512, side=data.SMALL_SIDE)
-    epochs = options.size(20, 2)
+    epochs = options.size(60, 2)
 
     def ours() -> float:
         spec = _spec(tars, "train-ray", SMALL, epochs=epochs, workers=2)
