@@ -150,6 +150,16 @@ def test_a_signal_while_no_worker_trains_ends_it_at_once(tmp_path: Path) -> None
     assert pointer["last"].endswith("step-00000000")
 
 
+def test_workers_ask_for_what_the_spec_says(tmp_path: Path) -> None:
+    asked = TrainResources(workers=(2, 5), cpus_per_worker=3, gpus_per_worker=0.5)
+    spec = training.spec("x.tar", tmp_path).model_copy(update={"resources": asked})
+    pinned: Any = None
+    scaling = workers._trainer(Task(spec, pinned), None, str(tmp_path)).scaling_config
+    assert scaling.num_workers == (2, 5)
+    assert scaling.use_gpu
+    assert scaling.resources_per_worker == {"CPU": 3, "GPU": 0.5}
+
+
 def test_too_few_resources_are_told() -> None:
     lacking = workers._lacking(TrainResources(workers=(8, 9)))
     assert lacking == "resources: 8 workers need 8 CPUs, Ray has 2"
