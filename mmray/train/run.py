@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
-from mmray.errors import Interrupted, JobFailed
+from mmray.errors import Interrupted, JobFailed, RefusedError
 from mmray.flow.drive import cluster
 from mmray.sources import Shard, Source
 from mmray.specs.common import Resources
@@ -127,13 +127,17 @@ def train(task: Task, watch: Watch, say: Callable[[str], None]) -> Ended:
     """Train on the cluster that this process is connected to.
 
     Raises:
-        RefusedError, StorageError, JobFailed: a worker's own, or workers were lost too often.
+        RefusedError: torch can't use the GPUs that Ray has; or a worker's own.
+        StorageError, JobFailed: a worker's own, or workers were lost too often.
         Interrupted: a signal came while no worker was training.
     """
     import ray
 
     losses = Losses()
     try:
+        if task.spec.resources.gpus_per_worker:
+            say("looking at a GPU")
+            _look(task.spec.resources, watch)
         board = put_up()
         with blobs.scratch() as folder:
             while True:
@@ -155,6 +159,32 @@ def train(task: Task, watch: Watch, say: Callable[[str], None]) -> Ended:
                 say(f"beginning again at the last checkpoint: {words}")
     except ray.exceptions.RayError as error:
         raise JobFailed(f"Ray was lost: {error}") from error
+
+
+def _look(asked: TrainResources, watch: Watch) -> None:
+    """Whether torch can use a GPU that Ray gives: if not, workers can't reach each other, and Ray
+    Train would start them again and again.
+
+    Raises:
+        RefusedError: torch can't.
+        Interrupted: a signal came before a GPU was free.
+    """
+    import ray
+
+    look = ray.remote(num_cpus=0, num_gpus=min(1.0, asked.gpus_per_worker))(_sees_gpu).remote()
+    while not ray.wait([look], timeout=TELL_SECONDS)[0]:
+        if watch.signal():
+            raise Interrupted(watch.signal())
+    if not ray.get(look):
+        raise RefusedError(
+            "resources.gpus_per_worker asks for a GPU: Ray gave one, and torch sees none"
+        )
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _listen(fit: "_Fit", board: Any, heard: Heard) -> None:

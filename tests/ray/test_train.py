@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mmray.errors import Interrupted, JobFailed
+from mmray.errors import Interrupted, JobFailed, RefusedError
 from mmray.jobs import train
 from mmray.specs.train import TrainResources, TrainSpec
 from mmray.storage import Storage
@@ -148,6 +148,15 @@ def test_a_signal_while_no_worker_trains_ends_it_at_once(tmp_path: Path) -> None
     pointer = Checkpoints(Storage(), spec.output).pointer()
     assert pointer is not None
     assert pointer["last"].endswith("step-00000000")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use this machine's GPU")
+def test_a_gpu_that_torch_cannot_use_ends_it(tmp_path: Path) -> None:
+    asked = TrainResources(workers=2, gpus_per_worker=0.5)
+    spec = training.spec("x.tar", tmp_path).model_copy(update={"resources": asked})
+    pinned: Any = None
+    with pytest.raises(RefusedError, match="Ray gave one, and torch sees none"):
+        workers.train(Task(spec, pinned), Watching(), lambda _: None)
 
 
 def test_workers_ask_for_what_the_spec_says(tmp_path: Path) -> None:
