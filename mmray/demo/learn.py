@@ -14,8 +14,7 @@ HELD_OUT = 100
 
 
 def train_spec(pictures: Sequence[Picture]) -> dict[str, Any] | None:
-    """The train job for what `pictures` have; `None` where only one modality has
-    enough."""
+    """The train job for what `pictures` have enough of; `None` where that is one modality."""
     counts = {
         "image": len(pictures),
         "text": sum(bool(each.caption) for each in pictures),

@@ -55,6 +55,7 @@ def test_a_folder_is_packed_embedded_indexed_and_searched(pictures: Path, tmp_pa
     assert best == f"  1.000  - {shards.caption(0)}"
     assert len(others) >= 6
     assert "--audio 00.wav" in spoken
+    assert again.startswith("12/12]")
     assert again.count(" 0 rows read") == 5
     for name, shown in (
         ("search.html", 6),
