@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 
+from mmray.encoders.joint_folder import open_checkpoint
+from mmray.encoders.joint_inputs import JointInputs
 from mmray.models.joint.model import JointModel
 from mmray.specs.train import TrainSpec
 from mmray.storage import Storage
+from mmray.train.batches import Batches
+from mmray.train.begin import begin, here
 from mmray.train.checkpoints import MODEL, Checkpoints
 from mmray.train.course import Course
+from mmray.train.samples import Samples
+from mmray.train.task import Task
 from tests import shards
 from tests.tinyjoint import CONV
 
@@ -50,6 +56,14 @@ def fields(uri: str, output: Path | str, **changes: Any) -> dict[str, Any]:
 def spec(uri: str, output: Path | str, **changes: Any) -> TrainSpec:
     """A tiny spec."""
     return TrainSpec.model_validate(fields(uri, output, **changes))
+
+
+def batches_of(spec: TrainSpec) -> Batches:
+    """Batches as a worker makes them, from the newest checkpoint."""
+    start = begin(spec, Storage(), lambda _: None, here)
+    samples = Samples(Task(spec, start.pinned), Storage())
+    known = open_checkpoint(spec.output)
+    return Batches(samples, known.config, JointInputs(known.config, known.tokenizers))
 
 
 def course(output: Path | str, into: Path) -> Course:

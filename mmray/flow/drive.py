@@ -106,7 +106,7 @@ class Drive:
 
 
 def _items(work: Sequence[Work | Retry], stages: Stages) -> Iterator[Item]:
-    with _data_context():
+    with data_context(errored_blocks=-1):  # a lost worker ends no pass
         dataset = _dataset(work, stages)
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             for item in batch["item"]:
@@ -147,15 +147,23 @@ def _dataset(work: Sequence[Work | Retry], stages: Stages) -> Any:
 
 
 @contextmanager
-def _data_context() -> Iterator[None]:
-    """Ray Data set up for receipts: each goes out as it is made, and a lost worker ends no pass."""
-    from ray.data import DataContext
+def data_context(
+    *, errored_blocks: int = 0, in_order: bool = False, memory: float | None = None
+) -> Iterator[None]:
+    """Ray Data set up without its own words, so that each block goes out as it is made.
+
+    `errored_blocks` may be lost without ending it, -1 for any number; `memory` is how many bytes
+    of blocks there may be, half of the object store unless told.
+    """
+    from ray.data import DataContext, ExecutionResources
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fields that Ray itself copies
         context = DataContext.get_current().copy()
     context.target_max_block_size = 1
-    context.max_errored_blocks = -1
+    context.max_errored_blocks = errored_blocks
+    context.execution_options.preserve_order = in_order
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=memory)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logger = logging.getLogger("ray.data")

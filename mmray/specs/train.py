@@ -124,6 +124,8 @@ class TrainResources(Spec):
     """Workers: a number, or [least, most] where nodes come and go."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    loaders_per_worker: Annotated[int, Field(gt=0, le=64)] = 1
+    """Processes that make a worker's batches, where the output is on `s3://`."""
 
     @model_validator(mode="after")
     def _workers_are_positive(self) -> "TrainResources":

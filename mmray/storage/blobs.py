@@ -57,7 +57,7 @@ def put(storage: Storage, local: Path, root: str, path: str) -> File:
     Raises:
         StorageError: storage stayed broken.
     """
-    uri = storage.normalise(join(root, safe(root, path)))
+    uri = uri_of(storage, root, path)
     hashed = hashlib.sha256()
     size = _upload(storage, local, uri, hashed) if is_s3(uri) else _place(local, Path(uri), hashed)
     return File(path, size, hashed.hexdigest())
@@ -97,7 +97,7 @@ def copy(storage: Storage, root: str, file: File, path: str) -> File:
         StorageError: storage stayed broken.
     """
     found = require(storage, root, file)
-    uri = storage.normalise(join(root, safe(root, path)))
+    uri = uri_of(storage, root, path)
     if not is_s3(uri):
         with _becoming(Path(uri)) as hidden:
             shutil.copyfile(found.uri, hidden)
@@ -131,7 +131,7 @@ def lay_out(storage: Storage, root: str, files: Iterable[File], folder: Path) ->
 
 def require(storage: Storage, root: str, file: File) -> Object:
     """The file, which is there and whole by its size. Raises RefusedError otherwise."""
-    uri = storage.normalise(join(root, safe(root, file.path)))
+    uri = uri_of(storage, root, file.path)
     if not _SHA256.fullmatch(file.sha256):
         raise RefusedError(f"{root}: its manifest has no SHA-256 of {file.path}")
     try:
@@ -157,6 +157,11 @@ def scratch() -> Iterator[Path]:
     """A folder for files on their way, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="mmray-") as folder:
         yield Path(folder)
+
+
+def uri_of(storage: Storage, root: str, path: str) -> str:
+    """Where a file of `root` lies. Raises RefusedError for a path that leads elsewhere."""
+    return storage.normalise(join(root, safe(root, path)))
 
 
 def safe(root: str, path: str) -> str:

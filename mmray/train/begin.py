@@ -19,7 +19,7 @@ from mmray.train.pinned import Piece, make_piece, pin, pinned
 from mmray.train.samples import Samples
 from mmray.train.start import FORMAT, Start, begun_before, fingerprint_of, learned, place_of
 from mmray.train.task import Task, wants_ray
-from mmray.train.worker import device_of, open_samples, precision
+from mmray.train.worker import device_of, precision
 
 Pieces = Callable[[Source, TrainSpec, str, list[tuple[str, Shard]]], Iterable[Piece]]
 """Makes the pieces of shards, each with its path; the text is the precision of frozen towers."""
@@ -56,7 +56,7 @@ def begin(spec: TrainSpec, storage: Storage, say: Callable[[str], None], pieces:
         return pieces(source, spec, how, missing)
 
     found = pinned(spec, pin(spec, storage, shards, key, make))
-    samples = open_samples(Task(spec, found), storage)
+    samples = Samples(Task(spec, found), storage)
     _check(spec, samples)
     labels = samples.labels()
     settled = settle(spec.model, spec.train, labels)

@@ -14,13 +14,14 @@ from mmray.encoders.fingerprint import digest, essential, fingerprint
 from mmray.encoders.joint_config import Labels, Settled, audio_of, image_of, settle
 from mmray.specs.train import TrainSpec
 from mmray.train.decoded import Decoder
+from mmray.train.inputs import SPOT
 from mmray.train.pieces import PieceWriter
 
 if TYPE_CHECKING:
     from mmray.encoders.joint_inputs import JointInputs
     from mmray.models.joint.model import JointModel
 
-FORMAT = 1
+FORMAT = 2
 NO_LABELS = Labels(("",))
 """Stands in until the samples are read: heads have to have a shape."""
 
@@ -41,11 +42,8 @@ def columns(spec: TrainSpec, towers: Mapping[str, Mapping[str, Any]]) -> dict[st
     for name, settings in towers.items():
         if spec.train.cache and settings.get("train") == "frozen":
             found[name] = pa.list_(pa.float32(), int(settings["features"]))
-        elif name == "image":
-            height, width = settings["image"]["size"]
-            found[name] = pa.binary(height * width * 3)
         elif name != "text":
-            found[name] = pa.large_binary()
+            found[name] = SPOT
     return found
 
 

@@ -8,9 +8,8 @@ decide alike at each step: on a loss that isn't a number, and on a signal.
 import math
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,13 @@ from mmray.models.joint.losses import cached_contrastive
 from mmray.models.joint.model import JointModel
 from mmray.specs.train import TrainSpec
 from mmray.train import packing
+from mmray.train.batches import Batches
 from mmray.train.checkpoints import COURSE, MODEL, Checkpoints, path_of
 from mmray.train.course import Course, Ended, Watch
+from mmray.train.feed import Feed, Making, one_ahead
 from mmray.train.measure import Found, better, evaluate
-from mmray.train.order import epoch_order, global_batch, mixed, share_of, steps_of
-from mmray.train.samples import Batches, Samples
+from mmray.train.order import mixed, share_of
+from mmray.train.samples import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,17 @@ class Place:
 class Data:
     """What a loop reads."""
 
-    samples: Samples
     batches: Batches
+    feed: Feed = one_ahead
+    """Where batches of steps come from; those that measure are made here."""
     beside: Mapping[str, bytes] = field(default_factory=dict)
     """Files that go into every checkpoint's model, by path: tokenizers. They are held, since the
     checkpoint that they come from goes when it's old."""
+
+    @property
+    def samples(self) -> Samples:
+        """All of them."""
+        return self.batches.samples
 
 
 class Loop:
@@ -64,12 +71,13 @@ class Loop:
         """`model` and `folder` are of the checkpoint that the training goes on from."""
         self.spec, self.model, self.data, self.place = spec, model, data, place
         options = spec.train
-        train = data.samples.train
-        self.batch = min(options.batch_size, len(train))
-        self.epoch_steps = steps_of(len(train), options.batch_size)
-        self.steps = options.epochs * self.epoch_steps
+        self.making = Making(options, data.batches, place.rank, place.world)
+        self.batch, self.steps = self.making.batch, self.making.steps
+        self.epoch_steps = self.making.epoch_steps
         if self.batch < place.world:
-            raise RefusedError(f"{len(train)} training samples for {place.world} workers")
+            raise RefusedError(
+                f"{len(data.samples.train)} training samples for {place.world} workers"
+            )
         if 0 < len(data.samples.test) < place.world:
             raise RefusedError(
                 f"{len(data.samples.test)} held-out samples for {place.world} workers"
@@ -81,7 +89,6 @@ class Loop:
         self.optimizer = make_optimizer(options.optimizer, groups)
         self.weights = [weight for group in groups for weight in group["params"]]
         self.course = Course()
-        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         if (folder / f"{COURSE}.json").is_file():
             self._resume(packing.read(folder, COURSE))
         self._saved = self.course.step
@@ -106,7 +113,9 @@ class Loop:
             watch.begun(begun, self.steps, self.batch)
         ended = partial(self._ended, start, begun)
         try:
-            for step, batch in self._batches(begun):
+            steps = range(begun, self.steps)
+            for step, made in zip(steps, self.data.feed(self.making, steps), strict=True):
+                batch = made.to(self.place.device)
                 if self._stopped_early():
                     return ended(stopped_early=True)
                 told, signum = self._step(step, batch, watch.signal() if first else 0)
@@ -253,43 +262,18 @@ class Loop:
         for tuning, kept in zip(self.model.tunings(), state["tunings"], strict=True):
             tuning.load_state(kept)
 
-    def _rows(self, step: int) -> np.ndarray:
-        """The samples of a step, of all ranks."""
-        train = self.data.samples.train
-        epoch, place = divmod(step, self.epoch_steps)
-        known = self._epoch  # of the thread that makes batches, and of an error's words
-        if known[0] != epoch:
-            known = epoch, epoch_order(len(train), self.spec.train.seed, epoch)
-            self._epoch = known
-        rows: np.ndarray = train[global_batch(known[1], self.batch, place)]
-        return rows
-
-    def _batches(self, begun: int) -> Iterator[tuple[int, JointBatch]]:
-        """The steps to do, a batch made ahead of each."""
-
-        def make(step: int) -> JointBatch:
-            rows = share_of(self._rows(step), self.place.rank, self.place.world)
-            seeds = [mixed(self.spec.train.seed, step, row) >> 1 for row in rows.tolist()]
-            return replace(self.data.batches(rows), seeds=torch.tensor(seeds))
-
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            ahead: Future[JointBatch] | None = None
-            for step in range(begun, self.steps):
-                now = ahead or pool.submit(make, step)
-                ahead = pool.submit(make, step + 1) if step + 1 < self.steps else None
-                yield step, now.result().to(self.place.device)
-
     def _held_out(self) -> Iterator[Found]:
         """Batches of nearly one size; no rank is without rows."""
         test = self.data.samples.test
         count = max(1, math.ceil(len(test) / max(self.spec.train.batch_size, self.place.world)))
-        for part in np.array_split(test, count):
-            rows = share_of(part, self.place.rank, self.place.world)
-            match = torch.from_numpy(self.data.samples.match[rows]).to(self.place.device)
-            yield self.data.batches(rows).to(self.place.device), match
+        place = self.place
+        parts = [share_of(part, place.rank, place.world) for part in np.array_split(test, count)]
+        for rows, batch in zip(parts, one_ahead(self.data.batches, parts), strict=True):
+            match = torch.from_numpy(self.data.samples.match[rows])
+            yield batch.to(place.device), match.to(place.device)
 
     def _ids(self, step: int) -> tuple[str, ...]:
-        return tuple(self.data.samples.ids(self._rows(step)))
+        return tuple(self.data.samples.ids(self.making.rows(step)))
 
     def _diverged(self, step: int, told: dict[str, float]) -> str:
         """What went wrong at a step, on which samples, and what is left."""

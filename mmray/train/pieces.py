@@ -1,15 +1,16 @@
-"""Pieces: the decoded samples of one shard in one Arrow file, which is memory-mapped afterwards.
+"""Pieces: the decoded samples of one shard, in two files that training reads in any order.
 
-A modality whose tower is frozen is kept as that tower's vectors, so that training never runs it
-again; of the others the decoded inputs are kept. A piece is written in batches, so that memory is
-bounded by a batch; nothing in it depends on labels, split or seed.
+`rows.arrow` has a row for each sample, with the vectors of frozen towers, so that training never
+runs those again; it is memory-mapped afterwards. `inputs.bin` has the decoded inputs of the other
+towers, one after the other; a row says where its own lie. Both are written in batches, so that
+memory is bounded by a batch; nothing in them depends on labels, split or seed.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from mmray.errors import BadSample, SampleError
 from mmray.report import EXAMPLES_EACH, Example
 from mmray.sources import Sample, Shard, Source
 from mmray.train.decoded import Decoder, Row
+from mmray.train.inputs import SPOT, append
+
+ROWS, INPUTS = "rows.arrow", "inputs.bin"
 
 CHUNK = 64
 """Samples of a record batch, and of a call of a frozen tower."""
@@ -47,8 +51,8 @@ class Found(BaseModel):
 
 
 class PieceWriter:
-    """Writes pieces for one spec. `columns` says how each modality is kept: bytes of a fixed size,
-    bytes of any size, or vectors."""
+    """Writes pieces for one spec. `columns` says how each modality is kept: as vectors, or as
+    inputs (`SPOT`)."""
 
     def __init__(self, decoder: Decoder, columns: Mapping[str, pa.DataType], look: Look) -> None:
         self._decoder, self._columns, self._look = decoder, columns, look
@@ -64,21 +68,25 @@ class PieceWriter:
             ]
         )
 
-    def write(self, source: Source, shard: Shard, path: Path) -> Found:
-        """Read a shard once and write its piece to `path`.
+    def write(self, source: Source, shard: Shard, folder: Path) -> Found:
+        """Read a shard once and write its piece into `folder`.
 
         Raises StorageError where storage stays broken, ShardChanged for another version of it.
         """
         tally = _Tally()
-        with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, self._schema) as file:
+        with (
+            (folder / INPUTS).open("xb") as inputs,
+            pa.OSFile(str(folder / ROWS), "wb") as out,
+            pa.ipc.new_file(out, self._schema) as file,
+        ):
             held: list[Row] = []
             for row in self._rows(source, shard, tally):
                 held.append(row)
                 if len(held) == CHUNK:
-                    file.write_batch(self._batch(held))
+                    file.write_batch(self._batch(held, inputs))
                     held = []
             if held:
-                file.write_batch(self._batch(held))
+                file.write_batch(self._batch(held, inputs))
         return tally.found()
 
     def _rows(self, source: Source, shard: Shard, tally: "_Tally") -> Iterator[Row]:
@@ -100,20 +108,20 @@ class PieceWriter:
         except BadSample as error:
             return SampleError.of("decode", error)
 
-    def _batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
+    def _batch(self, rows: Sequence[Row], out: BinaryIO) -> pa.RecordBatch:
         plain = [
             pa.array([getattr(row, name) for row in rows], self._schema.field(name).type)
             for name in ("id", "own", "group", "text", "category", "number")
         ]
         kept = [
-            self._column(name, kind, [row.inputs.get(name) for row in rows])
+            self._column(name, kind, [row.inputs.get(name) for row in rows], out)
             for name, kind in self._columns.items()
         ]
         return pa.record_batch([*plain, *kept], schema=self._schema)
 
-    def _column(self, name: str, kind: pa.DataType, values: list[Any]) -> pa.Array:
-        if not pa.types.is_fixed_size_list(kind):
-            return pa.array([None if each is None else each.tobytes() for each in values], kind)
+    def _column(self, name: str, kind: pa.DataType, values: list[Any], out: BinaryIO) -> pa.Array:
+        if kind == SPOT:
+            return pa.array([None if each is None else append(out, each) for each in values], kind)
         absent = np.array([each is None for each in values])
         if absent.all():
             return pa.nulls(len(values), kind)

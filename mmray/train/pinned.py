@@ -1,6 +1,6 @@
 """The pinned list of samples: a piece for each shard, as the source was when training began.
 
-    <output>/_mmray/data/<key>/<shard>-<version>.arrow   a piece; <shard>-<version>.json: what it is
+    <output>/_mmray/data/<key>/<shard>-<version>.{arrow,bin}   a piece; .json: what it is
 
 Pieces are made once: a run that was killed goes on with those that are missing, and a changed shard
 has a piece of its own. They go when the training is done; the list of them stays.
@@ -18,9 +18,10 @@ from mmray.sources import Shard, Source
 from mmray.specs.train import TrainSpec
 from mmray.storage import Storage, blobs, is_s3, join
 from mmray.storage.blobs import File
-from mmray.train.pieces import Found, PieceWriter
+from mmray.train.pieces import INPUTS, ROWS, Found, PieceWriter
 
 FOLDER = "_mmray/data"
+ABOUT = ".json"
 
 
 class Piece(BaseModel):
@@ -28,16 +29,11 @@ class Piece(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
-    """Below the output."""
-    bytes: int
-    sha256: str
+    rows: File
+    """Paths are below the output."""
+    inputs: File | None
+    """None where it holds none."""
     found: Found
-
-    @property
-    def file(self) -> File:
-        """What it must be."""
-        return File(self.path, self.bytes, self.sha256)
 
 
 class Pinned(BaseModel):
@@ -74,8 +70,8 @@ class Pinned(BaseModel):
 
 
 def piece_path(key: str, shard: Shard) -> str:
-    """Where a shard's piece lies, below the output."""
-    return f"{FOLDER}/{key}/{shard.key}-{shard.version}.arrow"
+    """Where a shard's piece lies, below the output and without an ending."""
+    return f"{FOLDER}/{key}/{shard.key}-{shard.version}"
 
 
 def remove_pieces(storage: Storage, output: str) -> int:
@@ -95,12 +91,13 @@ def remove_pieces(storage: Storage, output: str) -> int:
 def known_piece(storage: Storage, output: str, path: str) -> Piece | None:
     """A piece that was made before, if it's whole."""
     try:
-        text = storage.read_bytes(join(output, _about(path)))
-        piece = Piece.model_validate_json(text)
-        size = storage.stat(storage.normalise(join(output, path))).size
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        piece = Piece.model_validate_json(storage.read_bytes(join(output, path + ABOUT)))
+        for file in (piece.rows, piece.inputs):
+            if file is not None:
+                blobs.require(storage, output, file)
+    except (FileNotFoundError, NotADirectoryError, ValueError, RefusedError):
         return None
-    return piece if size == piece.bytes else None
+    return piece
 
 
 def make_piece(
@@ -108,16 +105,13 @@ def make_piece(
 ) -> Piece:
     """Read a shard and put its piece to where it belongs. Raises StorageError."""
     with blobs.scratch() as folder:
-        local = folder / "piece.arrow"
-        found = writer.write(*work, local)
-        file = blobs.put(storage, local, output, path)
-    piece = Piece(path=path, bytes=file.bytes, sha256=file.sha256, found=found)
-    storage.write_bytes(join(output, _about(path)), piece.model_dump_json().encode())
+        found = writer.write(*work, folder)
+        some = (folder / INPUTS).stat().st_size
+        inputs = blobs.put(storage, folder / INPUTS, output, path + ".bin") if some else None
+        rows = blobs.put(storage, folder / ROWS, output, path + ".arrow")
+    piece = Piece(rows=rows, inputs=inputs, found=found)
+    storage.write_bytes(join(output, path + ABOUT), piece.model_dump_json().encode())
     return piece
-
-
-def _about(path: str) -> str:
-    return path.removesuffix(".arrow") + ".json"
 
 
 Make = Callable[[list[tuple[str, Shard]]], Iterable[Piece]]
@@ -141,7 +135,7 @@ def pin(
 
 def pinned(spec: TrainSpec, pieces: Iterable[Piece]) -> Pinned:
     """The list, checked: there is something to learn from, and not too much that is bad."""
-    found = Pinned(pieces=tuple(sorted(pieces, key=lambda piece: piece.path)))
+    found = Pinned(pieces=tuple(sorted(pieces, key=lambda piece: piece.rows.path)))
     bad = sum(found.errors.values())
     if found.read and bad > spec.errors.max_fraction * found.read:
         kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(found.errors.items()))

@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from mmray.errors import Interrupted, JobFailed, RefusedError
@@ -269,6 +269,8 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train.torch as library
     import torch
 
+    from mmray.train.feed import one_ahead
+    from mmray.train.loading import loaded, loads
     from mmray.train.loop import Place
     from mmray.train.worker import work
 
@@ -282,8 +284,10 @@ def _worker(config: dict[str, Any]) -> None:
         raise RuntimeError("the run was told to stop")
     if place.rank == 0:
         telling.say(f"training with {place.world} worker{'s' if place.world > 1 else ''}")
+    loaders = task.spec.resources.loaders_per_worker
     try:
-        ended = work(task, place, telling, telling.say)
+        feed = partial(loaded, loaders=loaders, world=place.world) if loads(task) else one_ahead
+        ended = work(task, place, telling, telling.say, feed)
     except Exception as error:
         if not is_echo(error):
             failure = own_fault(error, f"worker {place.rank}")

@@ -1,6 +1,7 @@
 """What a training began with, as its output says it: read without torch, so that a run with nothing
 to do takes no time."""
 
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,7 +12,7 @@ from mmray.specs.train import TrainSpec
 from mmray.storage import Storage, join
 from mmray.train.pinned import Pinned
 
-FORMAT = 1
+FORMAT = 2
 _OUTSIDE = ("resources", "storage", "errors", "output", "track")
 """Parts of a spec that don't change what is learned."""
 
@@ -52,9 +53,17 @@ def fingerprint_of(spec: TrainSpec) -> str:
 def begun_before(spec: TrainSpec, storage: Storage) -> Start | None:
     """What an earlier run of this spec began with. Raises RefusedError where it was another's."""
     try:
-        start = Start.model_validate_json(storage.read_bytes(place_of(spec)))
+        found = json.loads(storage.read_bytes(place_of(spec)))
+        if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
+            raise RefusedError(
+                f"{spec.output} holds a training of another version of mmray (its format is"
+                f" {found['format']!r:.20}, not {FORMAT}); choose another output"
+            )
+        start = Start.model_validate(found)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except json.JSONDecodeError as error:
+        raise RefusedError(f"{place_of(spec)} is broken: {error}") from error
     except ValidationError as error:
         raise RefusedError(f"{place_of(spec)} is broken: {error.errors()[0]['msg']}") from error
     if start.fingerprint != fingerprint_of(spec):

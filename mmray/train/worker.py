@@ -17,16 +17,18 @@ from mmray.models.devices import place as placed
 from mmray.models.joint import checkpoint as joint
 from mmray.specs.train import TrainSpec
 from mmray.storage import Storage, blobs
+from mmray.train.batches import Batches
 from mmray.train.checkpoints import MODEL, Checkpoints
 from mmray.train.course import Ended, Watch
+from mmray.train.feed import Feed, one_ahead
 from mmray.train.loop import Data, Loop, Place
-from mmray.train.samples import Batches, Samples
+from mmray.train.samples import Samples
 from mmray.train.task import Task
 
 Say = Callable[[str], None]
 
 
-def work(task: Task, place: Place, watch: Watch, say: Say) -> Ended:
+def work(task: Task, place: Place, watch: Watch, say: Say, feed: Feed = one_ahead) -> Ended:
     """Train from the newest whole checkpoint to the end, or to what ends it.
 
     Raises:
@@ -41,7 +43,7 @@ def work(task: Task, place: Place, watch: Watch, say: Say) -> Ended:
         known = open_checkpoint(str(folder / MODEL))
         model = joint.load(known.folder)
         model.compute = precision(spec, place.device)
-        loop = Loop(spec, model, _data(task, storage, known), place, folder)
+        loop = Loop(spec, model, _data(task, storage, known, feed), place, folder)
         return loop.run(checkpoints, watch)
 
 
@@ -60,26 +62,14 @@ def precision(spec: TrainSpec, device: str) -> torch.dtype:
     return torch.float32 if found is torch.float16 else found
 
 
-def open_samples(task: Task, storage: Storage) -> Samples:
-    """The pinned samples, on this machine."""
-    spec = task.spec
-    paths = [
-        blobs.get(storage, spec.output, piece.file)
-        for piece in task.pinned.pieces
-        if piece.found.rows
-    ]
-    return Samples(paths, spec.data.split)
-
-
-def _data(task: Task, storage: Storage, known: Checkpoint) -> Data:
-    samples = open_samples(task, storage)
+def _data(task: Task, storage: Storage, known: Checkpoint, feed: Feed) -> Data:
     inputs = JointInputs(known.config, known.tokenizers)
     beside = {
         str(file.relative_to(known.folder)): file.read_bytes()
         for folder in known.tokenizers.values()
         for file in sorted(folder.iterdir())
     }
-    return Data(samples, Batches(samples, known.config, inputs), beside)
+    return Data(Batches(Samples(task, storage), known.config, inputs), feed, beside)
 
 
 def _checkpoint(checkpoints: Checkpoints, place: Place, say: Say, scratch: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,39 @@ def test_from_s3_to_s3(
 
 def _local(folder: Path) -> str:
     return training.write_tars(folder / "tars", 2, 20)
+
+
+def test_two_workers_learn_from_s3_what_one_learns_here(
+    s3: TestServer, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data makes their batches, in the same order."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
+    learned: dict[str, Any] = {
+        "train__modality_dropout": 0.3,
+        "train__augment": {"crop": 0.2, "words": 0.2},
+        "model__heads": {"contrastive": {}, "classify": {"label": "category"}},
+    }
+    shards.put(f"{s3_uri}/tars", shards.sample_shards(2, 20, size=(20, 16)), s3.client())
+    there = training.fields(
+        f"{s3_uri}/tars/*.tar", f"{s3_uri}/out", resources__workers=2, **learned
+    )
+    run = runs.Run(there, tmp_path, env={"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + runs.TIMEOUT
+    while run.running and not run.workers():  # of Ray Data: a train job has no others
+        assert time.monotonic() < deadline, run.log.read_text()
+        time.sleep(0.1)
+    assert run.running, "Ray Data made no batches\n" + run.log.read_text()
+    assert run.finish()["status"] == "done"
+    here = training.spec(_local(tmp_path), tmp_path / "out", **learned)
+    train.run(here, quiet=True)
+    at = tmp_path / "at"
+    one, two = (
+        training.course(f"{s3_uri}/out", at / "s3"),
+        training.course(here.output, at / "disk"),
+    )
+    assert one.losses == pytest.approx(two.losses, rel=1e-4)
+    assert one.epochs[-1] == pytest.approx(two.epochs[-1], rel=1e-3)
 
 
 @pytest.mark.soak  # the demo does it too

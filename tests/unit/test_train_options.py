@@ -23,12 +23,13 @@ from mmray.models.joint.model import JointModel
 from mmray.specs.train import TrainSpec
 from mmray.storage import Storage
 from mmray.train import loop as loops
+from mmray.train.batches import Batches
 from mmray.train.begin import begin, here
 from mmray.train.checkpoints import Checkpoints
-from mmray.train.samples import Batches, Samples
+from mmray.train.samples import Samples
 from mmray.train.seen import Seen
 from mmray.train.task import Task
-from mmray.train.worker import open_samples, precision
+from mmray.train.worker import precision
 from tests import media, shards, tinymodels, training
 from tests.tinyjoint import CONV
 
@@ -319,7 +320,7 @@ def houses(folder: Path, count: int = 60) -> str:
 
 def samples_of(spec: TrainSpec) -> Samples:
     start = begin(spec, Storage(), lambda _: None, here)
-    return open_samples(Task(spec, start.pinned), Storage())
+    return Samples(Task(spec, start.pinned), Storage())
 
 
 def test_split(tmp_path: Path) -> None:
@@ -346,7 +347,7 @@ def test_text_is_the_field_that_is_named(tmp_path: Path) -> None:
     uri = houses(tmp_path, 8)
     for name, wanted in (("caption", "caption 0"), ("title", "title 0"), ("house", "house 0")):
         spec = training.spec(uri, tmp_path / name, data__text=name, data__split={"test": 0.0})
-        assert samples_of(spec)._value("text", 0) == wanted
+        assert samples_of(spec).values("text", [(0, 0)]) == [wanted]
 
 
 @pytest.mark.parametrize(

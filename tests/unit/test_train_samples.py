@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,20 @@ import pytest
 import torch
 
 from mmray.encoders.joint_folder import open_checkpoint
-from mmray.encoders.joint_inputs import JointInputs
 from mmray.jobs import train
 from mmray.models.joint import checkpoint
 from mmray.models.joint.batch import Frames, Sound, Tokens
-from mmray.specs.train import TrainSpec
 from mmray.storage import Storage
 from mmray.train.begin import begin, here
 from mmray.train.course import Course
-from mmray.train.samples import Batches
-from mmray.train.task import Task
-from mmray.train.worker import open_samples
 from tests import media, shards, tinymodels, training
 from tests.tinyjoint import CONV, RECURRENT
+from tests.training import batches_of
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def batches_of(spec: TrainSpec) -> Batches:
-    """Batches as a worker makes them, from the newest checkpoint."""
-    start = begin(spec, Storage(), lambda _: None, here)
-    samples = open_samples(Task(spec, start.pinned), Storage())
-    known = open_checkpoint(spec.output)
-    return Batches(samples, known.config, JointInputs(known.config, known.tokenizers))
 
 
 def test_every_modality_comes_as_its_tower_takes_it(tmp_path: Path) -> None:
@@ -167,13 +156,14 @@ def test_a_source_that_grows_does_not_disturb(tmp_path: Path) -> None:
     assert train.run(spec, quiet=True).rows_read == 16
 
 
-def test_a_piece_that_was_changed_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".arrow", ".bin"])
+def test_a_piece_that_was_changed_is_refused(tmp_path: Path, ending: str) -> None:
     from mmray.errors import RefusedError
 
     uri = training.write_tars(tmp_path / "tars", 1, 8)
     spec = training.spec(uri, tmp_path / "out", train__epochs=1)
     begin(spec, Storage(), lambda _: None, here)
-    piece = next((tmp_path / "out" / "_mmray" / "data").rglob("*.arrow"))
+    piece = next((tmp_path / "out" / "_mmray" / "data").rglob(f"*{ending}"))
     data = bytearray(piece.read_bytes())
     data[len(data) // 2] ^= 1
     piece.write_bytes(data)
@@ -200,10 +190,33 @@ def test_labels_are_those_of_the_training_split(tmp_path: Path) -> None:
     )
     batches = batches_of(spec)
     config = open_checkpoint(spec.output).config["heads"]
-    samples = batches._samples
+    samples = batches.samples
     assert config["classify"]["classes"] == ["False", "True"]
     assert config["regress"]["mean"] == pytest.approx(samples.train.mean())
     rows = samples.test[:3]
     batch = batches(rows)
     assert batch.labels["regress"].tolist() == rows.tolist()
     assert batch.labels["classify"].tolist() == [int(row % 3 == 0) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:-40], r"train\.json is broken"),
+        (lambda text: text.replace('"train":', '"trained":'), r"train\.json is broken"),
+        (lambda text: text.replace('"format":2', '"format":1'), "another version of mmray"),
+    ],
+)
+def test_a_beginning_that_cannot_be_read_is_refused(
+    tmp_path: Path, change: Callable[[str], str], words: str
+) -> None:
+    from mmray.errors import RefusedError
+
+    spec = training.spec(training.write_tars(tmp_path / "tars", 1, 8), tmp_path / "out")
+    begin(spec, Storage(), lambda _: None, here)
+    place = tmp_path / "out" / "_mmray" / "train.json"
+    text = place.read_text()
+    assert change(text) != text
+    place.write_text(change(text))
+    with pytest.raises(RefusedError, match=words):
+        train.run(spec, quiet=True)

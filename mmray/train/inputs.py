@@ -1,0 +1,109 @@
+"""Decoded inputs of samples, read one by one: a file for each shard, one value after the other.
+
+On this machine, or a disk that machines share, a file is mapped; of object storage just the bytes
+of a value are asked for, many at once. So no machine needs room for all of them. Each value is
+checked by itself, since nobody reads a file as a whole.
+"""
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mmray.errors import RefusedError, ShardChanged
+from mmray.storage import Storage, blobs, is_s3
+from mmray.storage.blobs import File
+
+REQUESTS = 32
+"""Values that are asked for at once: as many as a client has connections."""
+
+SPOT = pa.struct([("start", pa.int64()), ("bytes", pa.int64()), ("crc32", pa.int64())])
+"""Where a value lies in its file, as a column of rows says it."""
+
+
+class Spot(NamedTuple):
+    """Where a value lies."""
+
+    file: int
+    start: int
+    bytes: int
+    crc32: int
+
+
+def append(out: BinaryIO, value: np.ndarray) -> dict[str, int]:
+    """Write a value behind the others of a file; its place, as `SPOT` has it."""
+    data = value.tobytes()
+    spot = {"start": out.tell(), "bytes": len(data), "crc32": zlib.crc32(data)}
+    out.write(data)
+    return spot
+
+
+class Inputs:
+    """The files of a training; those that hold nothing are None."""
+
+    def __init__(self, storage: Storage, root: str, files: Sequence[File | None]) -> None:
+        self._storage, self._root, self._files = storage, root, files
+        self._read = self._fetched if is_s3(root) else self._mapped
+        self._maps: dict[int, np.ndarray] = {}
+        self._etags: dict[int, str] = {}
+
+    def read(self, spots: Sequence[Spot | None]) -> list[np.ndarray | None]:
+        """The values at some places, uint8 [bytes] each; don't change them.
+
+        Raises:
+            RefusedError: a file is missing, or isn't what it was.
+            StorageError: storage stayed broken.
+        """
+        return self._read(spots)
+
+    def _mapped(self, spots: Sequence[Spot | None]) -> list[np.ndarray | None]:
+        return [None if spot is None else self._checked(spot, self._view(spot)) for spot in spots]
+
+    def _view(self, spot: Spot) -> np.ndarray:
+        if not spot.bytes:
+            return np.zeros(0, np.uint8)
+        if spot.file not in self._maps:
+            path = blobs.require(self._storage, self._root, self._file(spot)).uri
+            self._maps[spot.file] = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        return self._maps[spot.file][spot.start : spot.start + spot.bytes]
+
+    def _fetched(self, spots: Sequence[Spot | None]) -> list[np.ndarray | None]:
+        for spot in spots:
+            if spot is not None and spot.file not in self._etags:
+                found = blobs.require(self._storage, self._root, self._file(spot))
+                self._etags[spot.file] = found.etag
+        return list(self._pool.map(lambda spot: None if spot is None else self._got(spot), spots))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(REQUESTS, thread_name_prefix="inputs")
+
+    def _got(self, spot: Spot) -> np.ndarray:
+        uri, stop = self._uri(spot), spot.start + spot.bytes
+        if not spot.bytes:
+            return np.zeros(0, np.uint8)
+        try:
+            data = self._storage.read_range(uri, spot.start, stop, self._etags[spot.file])
+        except ShardChanged as error:
+            raise RefusedError(f"{uri} was changed after it was written") from error
+        return self._checked(spot, np.frombuffer(data, np.uint8))
+
+    def _checked(self, spot: Spot, value: np.ndarray) -> np.ndarray:
+        if zlib.crc32(value.data) != spot.crc32:
+            raise RefusedError(
+                f"{self._uri(spot)} was changed after it was written: bytes {spot.start:,} to"
+                f" {spot.start + spot.bytes:,} have another checksum"
+            )
+        return value
+
+    def _uri(self, spot: Spot) -> str:
+        return blobs.uri_of(self._storage, self._root, self._file(spot).path)
+
+    def _file(self, spot: Spot) -> File:
+        file = self._files[spot.file]
+        assert file is not None
+        return file
