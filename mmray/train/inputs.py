@@ -1,14 +1,16 @@
 """Decoded inputs of samples, read one by one: a file for each shard, one value after the other.
 
-On this machine, or a disk that machines share, a file is mapped; of object storage just the bytes
-of a value are asked for, many at once. So no machine needs room for all of them. Each value is
-checked by itself, since nobody reads a file as a whole.
+On this machine, or a disk that machines share, a file is mapped. From object storage files are
+copied to the cache and mapped there as long as they are few bytes beside its size; of more, just
+the bytes of a value are asked for, many at once, so that no machine needs room for all of them.
+Each value is checked by itself, since nobody reads a file as a whole.
 """
 
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -20,6 +22,9 @@ from mmray.storage.blobs import File
 
 REQUESTS = 32
 """Values that are asked for at once: as many as a client has connections."""
+
+COPIED = 0.1
+"""Part of the cache that copies may take."""
 
 SPOT = pa.struct([("start", pa.int64()), ("bytes", pa.int64()), ("crc32", pa.int64())])
 """Where a value lies in its file, as a column of rows says it."""
@@ -47,7 +52,9 @@ class Inputs:
 
     def __init__(self, storage: Storage, root: str, files: Sequence[File | None]) -> None:
         self._storage, self._root, self._files = storage, root, files
-        self._read = self._fetched if is_s3(root) else self._mapped
+        size = sum(file.bytes for file in files if file is not None)
+        little = size <= COPIED * blobs.cache_limit()
+        self._read = self._fetched if is_s3(root) and not little else self._mapped
         self._maps: dict[int, np.ndarray] = {}
         self._etags: dict[int, str] = {}
 
@@ -67,7 +74,10 @@ class Inputs:
         if not spot.bytes:
             return np.zeros(0, np.uint8)
         if spot.file not in self._maps:
-            path = blobs.require(self._storage, self._root, self._file(spot)).uri
+            # A local file would be read to its end, and each value has a checksum of its own.
+            find = blobs.get if is_s3(self._root) else blobs.require
+            found = find(self._storage, self._root, self._file(spot))
+            path = found if isinstance(found, Path) else found.uri
             self._maps[spot.file] = np.memmap(path, np.uint8, "r").view(np.ndarray)
         return self._maps[spot.file][spot.start : spot.start + spot.bytes]
 

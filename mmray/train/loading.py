@@ -1,7 +1,7 @@
 """Ray Data makes a worker's batches: in the order of its steps, ahead of them, in other processes.
 
-That is for data in object storage, whose bytes are fetched sample by sample. Where samples are
-files here they are mapped, and another process would only cost time.
+That is for data in object storage, which has to be fetched. Where samples are files here they are
+mapped, and another process would only cost time.
 """
 
 import pickle

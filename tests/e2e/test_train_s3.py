@@ -75,7 +75,8 @@ def test_two_workers_learn_from_s3_what_one_learns_here(
     there = training.fields(
         f"{s3_uri}/tars/*.tar", f"{s3_uri}/out", resources__workers=2, **learned
     )
-    run = runs.Run(there, tmp_path, env={"OMP_NUM_THREADS": "1"})
+    no_room = {"MMRAY_CACHE_SIZE": "100"}  # so that inputs are read one by one
+    run = runs.Run(there, tmp_path, env={"OMP_NUM_THREADS": "1", **no_room})
     deadline = time.monotonic() + runs.TIMEOUT
     while run.running and not run.workers():  # of Ray Data: a train job has no others
         assert time.monotonic() < deadline, run.log.read_text()
