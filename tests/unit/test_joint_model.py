@@ -244,6 +244,11 @@ def test_modality_dropout_leaves_one() -> None:
     assert (dropped["image"] | dropped["text"]).all()
     assert 60 < int(dropped["text"].sum()) < 95
     assert not (dropped["text"] & ~present["text"]).any()
+    both = {"image": torch.ones(2000).bool(), "text": torch.ones(2000).bool()}
+    for chance in (0.1, 0.5):
+        kept = augment.drop_modalities(both, chance, chances(2000))["text"].float().mean()
+        # Where both were to go, both stay.
+        assert float(kept) == pytest.approx(1 - chance + chance**2, abs=0.03)
     model = tinyjoint.build({"image": CONV, "text": CONV}, train={"modality_dropout": 0.9})
     batch = tinyjoint.batch(rows=8)
     rows = {name: each.any(1) for name, each in model(batch).vectors.items()}

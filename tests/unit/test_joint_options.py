@@ -217,6 +217,11 @@ def test_augmentation_is_as_strong_as_it_is_asked_to_be() -> None:
     for part in (0.1, 0.4):
         light = changed(grey, 400, color=part).float().mean((1, 2, 3)) / 100 - 1
         assert float(light.abs().max()) == pytest.approx(part, abs=0.02)
+    tones = torch.tensor([60, 140], dtype=torch.uint8).view(1, 1, 2, 1).expand(400, 4, 2, 3)
+    for part in (0.1, 0.4):
+        found = changed(tones, 400, color=part).float()
+        spread = (found[:, 0, 1, 0] - found[:, 0, 0, 0]) / 80 - 1
+        assert float(spread.abs().max()) == pytest.approx(part, abs=0.03)
     ramp = torch.arange(200).view(1, 1, 200, 1).expand(300, 8, 200, 3).to(torch.uint8)
     for part in (0.1, 0.4):
         cut = changed(ramp, 300, crop=part).float()[:, 0, :, 0]
@@ -255,10 +260,7 @@ def test_weight_of_the_adversary() -> None:
 
 def test_dropout_is_as_strong_as_it_is_asked_to_be() -> None:
     for part in (0.0, 0.3):
-        model: Any = tinyjoint.build(TWO, CLASSIFY, dropout=part)
-        assert {
-            model.towers["image"].dropout.p,
-            model.towers["text"].dropout.p,
-            model.heads["classify"].dropout.p,
-        } == {part}
+        model: Any = tinyjoint.build(TWO, {**CLASSIFY, "caption": {}}, dropout=part)
+        found = [each.p for each in model.modules() if isinstance(each, torch.nn.Dropout)]
+        assert found == [part] * 5  # of two towers, a class, and two blocks of a decoder
     assert math.isfinite(float(model(tinyjoint.batch()).loss.detach()))
