@@ -23,10 +23,10 @@ class Making:
     def __init__(self, options: TrainOptions, batches: Batches, rank: int, world: int) -> None:
         self._options, self._batches = options, batches
         self._rank, self._world = rank, world
-        self._train = batches.samples.train
-        self.batch = min(options.batch_size, len(self._train))
+        count = len(batches.samples.train)
+        self.batch = min(options.batch_size, count)
         """Samples of a step, of all ranks."""
-        self.epoch_steps = steps_of(len(self._train), options.batch_size)
+        self.epoch_steps = steps_of(count, options.batch_size)
         self.steps = options.epochs * self.epoch_steps
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
@@ -38,12 +38,13 @@ class Making:
 
     def rows(self, step: int) -> np.ndarray:
         """The samples of a step, of all ranks."""
+        train = self._batches.samples.train
         epoch, place = divmod(step, self.epoch_steps)
         known = self._epoch  # of the thread that makes batches, and of an error's words
         if known[0] != epoch:
-            known = epoch, epoch_order(len(self._train), self._options.seed, epoch)
+            known = epoch, epoch_order(len(train), self._options.seed, epoch)
             self._epoch = known
-        rows: np.ndarray = self._train[global_batch(known[1], self.batch, place)]
+        rows: np.ndarray = train[global_batch(known[1], self.batch, place)]
         return rows
 
 

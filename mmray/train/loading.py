@@ -5,6 +5,7 @@ mapped, and another process would only cost time.
 """
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mmray.errors import JobFailed
 from mmray.flow.drive import MAX_BLOCKS, data_context
 from mmray.models.joint.batch import JointBatch
 from mmray.storage import is_s3
 from mmray.train.feed import Making
-from mmray.train.lost import own_fault
+from mmray.train.lost import RESTARTS, own_fault
 from mmray.train.task import Task
 
 AHEAD = 2
@@ -32,9 +34,13 @@ def loads(task: Task) -> bool:
 def loaded(making: Making, steps: range, loaders: int, world: int = 1) -> Iterator[JointBatch]:
     """The batches of some steps, made by `loaders` processes for one of `world` workers.
 
-    Raises what making them raised. A loader that was lost is replaced, and makes the same again.
+    A loader that was lost is replaced, and makes the same again.
+
+    Raises:
+        JobFailed: a loader was lost too often.
+        What making a batch raised.
     """
-    import ray.data
+    import ray
 
     spans = [
         {"start": int(span[0]), "stop": int(span[-1]) + 1}
@@ -47,25 +53,38 @@ def loaded(making: Making, steps: range, loaders: int, world: int = 1) -> Iterat
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     room = there.get("object_store_memory", 0.0) / 4 / world
     with data_context(in_order=True, memory=room or None):
-        dataset: Any = ray.data.from_items(spans, override_num_blocks=len(spans))
-        batches = dataset.map_batches(
+        blocks = _dataset(making, spans, loaders).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=AHEAD
+        )
+        try:
+            for block in blocks:
+                for packed in block["batch"]:
+                    batch = pickle.loads(packed.as_buffer())  # noqa: S301 (of our own process)
+                    if isinstance(batch, Exception):
+                        raise batch
+                    yield batch
+        except ray.exceptions.RayError as error:
+            raise JobFailed(f"what makes batches was lost again and again: {error}") from error
+
+
+def _dataset(making: Making, spans: list[dict[str, int]], loaders: int) -> Any:
+    import ray.data
+
+    dataset: Any = ray.data.from_items(spans, override_num_blocks=len(spans))
+    with warnings.catch_warnings():
+        # Ray says that retries are to be set otherwise from 2.64 on, but not yet how.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
             _Loader,
             fn_constructor_args=(making,),
             batch_size=None,
             # They wait for storage most of the time, and mustn't wait for a CPU: workers may have
             # taken all that the cluster has.
             num_cpus=0,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
             compute=ray.data.ActorPoolStrategy(size=loaders),
         )
-        blocks = batches.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=AHEAD
-        )
-        for block in blocks:
-            for packed in block["batch"]:
-                batch = pickle.loads(packed.as_buffer())  # noqa: S301 (of our own process)
-                if isinstance(batch, Exception):
-                    raise batch
-                yield batch
 
 
 class _Loader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ from mmray.errors import Interrupted
 from mmray.jobs import train
 from mmray.specs.common import JointEncoder
 from mmray.storage import Storage
+from mmray.train.checkpoints import Checkpoints
 from mmray.train.seen import Seen
 from tests import runs, shards, training
 from tests.conftest import TestServer
@@ -92,6 +96,61 @@ def test_two_workers_learn_from_s3_what_one_learns_here(
     )
     assert one.losses == pytest.approx(two.losses, rel=1e-4)
     assert one.epochs[-1] == pytest.approx(two.epochs[-1], rel=1e-3)
+
+
+@pytest.mark.soak
+def test_kills_while_ray_data_makes_the_batches(
+    s3: TestServer, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loader, a worker and the driver, and SIGTERM: the loss curve goes on."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("MMRAY_CACHE", str(tmp_path / "cache"))
+    learned: dict[str, Any] = {"train__epochs": 40, "train__checkpoint_steps": 2}
+    shards.put(f"{s3_uri}/tars", shards.sample_shards(2, 20, size=(20, 16)), s3.client())
+    output = f"{s3_uri}/out"
+    fields = training.fields(f"{s3_uri}/tars/*.tar", output, resources__workers=2, **learned)
+    environment = {"OMP_NUM_THREADS": "1", "MMRAY_CACHE_SIZE": "100"}
+
+    def started() -> runs.Run:
+        return runs.Run(fields, tmp_path, env=environment)
+
+    run = started()
+    wait_for_more(run, output)
+    os.kill(run.workers()[0], signal.SIGKILL)
+    wait_for_more(run, output)
+    os.kill(train_workers(run)[0], signal.SIGKILL)
+    wait_for_more(run, output)
+    run.signal(signal.SIGTERM)
+    assert run.finish(code=143)["status"] == "interrupted"
+    run = started()
+    wait_for_more(run, output)
+    run.kill()
+    assert started().finish()["status"] == "done"
+    here = training.spec(_local(tmp_path), tmp_path / "out", **learned)
+    train.run(here, quiet=True)
+    one, two = (training.course(uri, tmp_path / uri[:2]) for uri in (here.output, output))
+    assert len(one.losses) == len(two.losses)
+    assert one.losses == pytest.approx(two.losses, rel=1e-2)
+
+
+def wait_for_more(run: runs.Run, output: str) -> None:
+    """Until some checkpoints were added."""
+    checkpoints = Checkpoints(Storage(), output)
+
+    def step() -> int:
+        return int((checkpoints.pointer() or {"last": "-0"})["last"].rpartition("-")[2])
+
+    begun, deadline = step(), time.monotonic() + runs.TIMEOUT
+    while step() < begun + 6:
+        assert run.running, run.log.read_text()
+        assert time.monotonic() < deadline, run.log.read_text()
+        time.sleep(0.1)
+
+
+def train_workers(run: runs.Run) -> list[int]:
+    """Process ids of Ray Train's workers."""
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    return [each.pid for each in children if "RayTrainWorker" in " ".join(each.cmdline())]
 
 
 @pytest.mark.soak  # the demo does it too

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmray.errors import RefusedError
+from mmray.errors import JobFailed, RefusedError
 from mmray.models.joint.batch import JointBatch, changed
 from mmray.storage import Storage
+from mmray.train import loading
 from mmray.train.feed import Making
 from mmray.train.loading import loaded, loads
 from mmray.train.pinned import Pinned
@@ -74,6 +75,22 @@ def test_a_loader_that_is_killed_is_replaced(noting: Noting) -> None:
         assert same(batch, noting._making(step)), step
     assert step == 59
     assert len(noting.pids()) == 2
+
+
+class Deadly:
+    """Ends the process that makes the third batch."""
+
+    def __call__(self, step: int) -> JointBatch:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return JointBatch({}, {"image": torch.ones(1, dtype=torch.bool)})
+
+
+def test_a_loader_that_always_dies_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "RESTARTS", 1)
+    making: Any = Deadly()
+    with pytest.raises(JobFailed, match="lost again and again"):
+        list(loaded(making, range(4), 1))
 
 
 class Failing:
