@@ -87,7 +87,7 @@ def test_two_workers_learn_from_s3_what_one_learns_here(
         time.sleep(0.1)
     assert run.running, "Ray Data made no batches\n" + run.log.read_text()
     assert run.finish()["status"] == "done"
-    here = training.spec(_local(tmp_path), tmp_path / "out", **learned)
+    here = training.spec(f"{s3_uri}/tars/*.tar", tmp_path / "out", **learned)
     train.run(here, quiet=True)
     at = tmp_path / "at"
     one, two = (
@@ -126,7 +126,7 @@ def test_kills_while_ray_data_makes_the_batches(
     wait_for_more(run, output)
     run.kill()
     assert started().finish()["status"] == "done"
-    here = training.spec(_local(tmp_path), tmp_path / "out", **learned)
+    here = training.spec(f"{s3_uri}/tars/*.tar", tmp_path / "out", **learned)
     train.run(here, quiet=True)
     one, two = (training.course(uri, tmp_path / uri[:2]) for uri in (here.output, output))
     assert len(one.losses) == len(two.losses)
