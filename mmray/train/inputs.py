@@ -83,7 +83,7 @@ class Inputs:
 
     def _fetched(self, spots: Sequence[Spot | None]) -> list[np.ndarray | None]:
         for spot in spots:
-            if spot is not None and spot.file not in self._found:
+            if spot is not None and spot.bytes and spot.file not in self._found:
                 blobs.require(self._storage, self._root, self._file(spot))
                 self._found.add(spot.file)
         return list(self._pool.map(lambda spot: None if spot is None else self._got(spot), spots))

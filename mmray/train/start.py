@@ -62,10 +62,10 @@ def begun_before(spec: TrainSpec, storage: Storage) -> Start | None:
         start = Start.model_validate(found)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
-        raise RefusedError(f"{place_of(spec)} is broken: {error}") from error
     except ValidationError as error:
         raise RefusedError(f"{place_of(spec)} is broken: {error.errors()[0]['msg']}") from error
+    except ValueError as error:
+        raise RefusedError(f"{place_of(spec)} is broken: {error}") from error
     if start.fingerprint != fingerprint_of(spec):
         path, old, new = _difference(start.spec, learned(spec)) or ("", None, None)
         raise RefusedError(

@@ -58,6 +58,13 @@ def test_values_come_as_they_were(root: str, tmp_path: Path) -> None:
     ]
 
 
+def test_values_of_no_bytes_need_no_file(root: str) -> None:
+    inputs = Inputs(Storage(), root, [None])
+    [found] = inputs.read([Spot(0, 0, 0, 0)])
+    assert found is not None
+    assert not found.size
+
+
 def test_a_value_that_was_changed_is_refused(root: str, tmp_path: Path) -> None:
     inputs, spots = written(root, tmp_path)
     uri = join(root, "data/a.bin")
