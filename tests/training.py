@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def fields(uri: str, output: Path | str, **changes: Any) -> dict[str, Any]:
             "source": {"kind": "webdataset", "uri": uri},
             "split": {"group": "caption", "test": 0.25},
         },
-        "model": {"dim": 16, "towers": TOWERS, "heads": {"contrastive": {}}, "dropout": 0.0},
+        "model": {
+            "dim": 16,
+            "towers": deepcopy(TOWERS),
+            "heads": {"contrastive": {}},
+            "dropout": 0.0,
+        },
         "train": {"epochs": 3, "batch_size": 8, "lr": 3e-3, "precision": "float32"},
         "output": str(output),
     }
@@ -49,7 +55,7 @@ def fields(uri: str, output: Path | str, **changes: Any) -> dict[str, Any]:
         place = data
         for name in parents:
             place = place.setdefault(name, {})
-        place[leaf] = value
+        place[leaf] = deepcopy(value)  # a later change isn't one of another test's
     return data
 
 
