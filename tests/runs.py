@@ -87,14 +87,14 @@ class Run:
         self.process.kill()
         self.process.wait(timeout=TIMEOUT)
 
-    def workers(self) -> list[int]:
-        """Process ids of this run's encoder actors."""
+    def workers(self, name: str = "MapWorker") -> list[int]:
+        """Process ids of this run's actors of Ray Data; with `RayTrainWorker`, of Ray Train."""
         import psutil
 
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if "MapWorker" in " ".join(child.cmdline()):
+                if name in " ".join(child.cmdline()):
                     found.append(child.pid)
             except psutil.Error:
                 continue

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -65,36 +64,40 @@ class Inputs:
             RefusedError: a file is missing, or isn't what it was.
             StorageError: storage stayed broken.
         """
-        return self._read(spots)
+        wanted = [spot for spot in spots if spot is not None and spot.bytes]
+        values = iter(self._read(wanted))
+        empty = np.zeros(0, np.uint8)
+        return [None if spot is None else next(values) if spot.bytes else empty for spot in spots]
 
-    def _mapped(self, spots: Sequence[Spot | None]) -> list[np.ndarray | None]:
-        return [None if spot is None else self._checked(spot, self._view(spot)) for spot in spots]
+    def _mapped(self, spots: list[Spot]) -> list[np.ndarray]:
+        return [
+            self._checked(spot, self._map(spot)[spot.start : spot.start + spot.bytes])
+            for spot in spots
+        ]
 
-    def _view(self, spot: Spot) -> np.ndarray:
-        if not spot.bytes:
-            return np.zeros(0, np.uint8)
+    def _map(self, spot: Spot) -> np.ndarray:
         if spot.file not in self._maps:
-            # A local file would be read to its end, and each value has a checksum of its own.
-            find = blobs.get if is_s3(self._root) else blobs.require
-            found = find(self._storage, self._root, self._file(spot))
-            path = found if isinstance(found, Path) else found.uri
-            self._maps[spot.file] = np.memmap(path, np.uint8, "r").view(np.ndarray)
-        return self._maps[spot.file][spot.start : spot.start + spot.bytes]
+            self._maps[spot.file] = np.memmap(self._local(spot), np.uint8, "r").view(np.ndarray)
+        return self._maps[spot.file]
 
-    def _fetched(self, spots: Sequence[Spot | None]) -> list[np.ndarray | None]:
+    def _local(self, spot: Spot) -> str:
+        if is_s3(self._root):
+            return str(blobs.get(self._storage, self._root, self._file(spot)))
+        # `get` would read all of it, and each value has a checksum of its own.
+        return blobs.require(self._storage, self._root, self._file(spot)).uri
+
+    def _fetched(self, spots: list[Spot]) -> list[np.ndarray]:
         for spot in spots:
-            if spot is not None and spot.bytes and spot.file not in self._found:
+            if spot.file not in self._found:
                 blobs.require(self._storage, self._root, self._file(spot))
                 self._found.add(spot.file)
-        return list(self._pool.map(lambda spot: None if spot is None else self._got(spot), spots))
+        return list(self._pool.map(self._got, spots))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(REQUESTS, thread_name_prefix="inputs")
 
     def _got(self, spot: Spot) -> np.ndarray:
-        if not spot.bytes:
-            return np.zeros(0, np.uint8)
         data = self._storage.read_range(self._uri(spot), spot.start, spot.start + spot.bytes)
         return self._checked(spot, np.frombuffer(data, np.uint8))
 

@@ -42,13 +42,12 @@ def loaded(making: Making, steps: range, loaders: int, world: int = 1) -> Iterat
     """
     import ray
 
+    if not steps:
+        return
     spans = [
         {"start": int(span[0]), "stop": int(span[-1]) + 1}
-        for span in np.array_split(np.array(steps), max(1, min(len(steps), MAX_BLOCKS)))
-        if len(span)
+        for span in np.array_split(np.array(steps), min(len(steps), MAX_BLOCKS))
     ]
-    if not spans:
-        return
     # Each worker's Ray Data takes itself for the only one.
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     room = there.get("object_store_memory", 0.0) / 4 / world

@@ -71,15 +71,6 @@ def wait_for_words(run: runs.Run, words: str) -> None:
     assert run.running, run.log.read_text()
 
 
-def workers_of(run: runs.Run) -> list[int]:
-    """Process ids of its workers."""
-    return [
-        child.pid
-        for child in psutil.Process(run.process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
-
-
 def test_driver_killed_again_and_again(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
     uri, course = undisturbed
     output = tmp_path / "out"
@@ -114,7 +105,7 @@ def test_worker_killed(undisturbed: tuple[str, Course], tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = runs.Run(training.fields(uri, output, **options(workers=2)), tmp_path)
     wait_for_step(run, output, 10)
-    workers = workers_of(run)
+    workers = run.workers("RayTrainWorker")
     os.kill(workers[-1], signal.SIGKILL)
     report = run.finish()
     assert report["metrics"]["steps"] == STEPS
@@ -139,7 +130,7 @@ def test_sigterm_with_two_workers(undisturbed: tuple[str, Course], tmp_path: Pat
 
     run = runs.Run(fields, tmp_path)
     wait_for_step(run, output, last_step(output) + 3)
-    os.kill(workers_of(run)[0], signal.SIGKILL)
+    os.kill(run.workers("RayTrainWorker")[0], signal.SIGKILL)
     wait_for_words(run, "beginning again at the last checkpoint: worker 0:")
     begun = time.monotonic()
     run.signal(signal.SIGTERM)

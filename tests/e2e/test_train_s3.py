@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -118,7 +117,7 @@ def test_kills_while_ray_data_makes_the_batches(
     wait_for_more(run, output)
     os.kill(run.workers()[0], signal.SIGKILL)
     wait_for_more(run, output)
-    os.kill(train_workers(run)[0], signal.SIGKILL)
+    os.kill(run.workers("RayTrainWorker")[0], signal.SIGKILL)
     wait_for_more(run, output)
     run.signal(signal.SIGTERM)
     assert run.finish(code=143)["status"] == "interrupted"
@@ -145,12 +144,6 @@ def wait_for_more(run: runs.Run, output: str) -> None:
         assert run.running, run.log.read_text()
         assert time.monotonic() < deadline, run.log.read_text()
         time.sleep(0.1)
-
-
-def train_workers(run: runs.Run) -> list[int]:
-    """Process ids of Ray Train's workers."""
-    children = psutil.Process(run.process.pid).children(recursive=True)
-    return [each.pid for each in children if "RayTrainWorker" in " ".join(each.cmdline())]
 
 
 @pytest.mark.soak  # the demo does it too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,19 @@ from tests.training import batches_of
 
 
 class Noting:
-    """Makes batches, and writes down which process made each."""
+    """Makes batches, and writes down which process made each; none is made before so many are
+    there."""
 
     def __init__(self, making: Making, folder: Path) -> None:
         self._making, self._folder = making, folder
+        self.together = 1
 
     def __call__(self, step: int) -> JointBatch:
         (self._folder / f"{step}-{os.getpid()}").touch()
+        deadline = time.monotonic() + 60
+        while len(self.pids()) < self.together:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         return self._making(step)
 
     def pids(self) -> set[int]:
@@ -55,7 +62,7 @@ def same(one: JointBatch, other: JointBatch) -> bool:
 
 def test_in_the_order_of_steps_from_any_of_them(noting: Noting) -> None:
     making: Any = noting
-    loaders = 2
+    noting.together = loaders = 2
     steps = range(7, 19)
     found = list(loaded(making, steps, loaders, world=2))
     assert len(found) == len(steps)
