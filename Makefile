@@ -6,7 +6,7 @@ SHELL := /bin/bash
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint docs bench reference constraints clean
+.PHONY: help setup browser demo test soak lint docs bench reference constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,10 +14,13 @@ help: ## list the targets
 setup: ## make .venv with the tested versions (quick when it is there)
 	@scripts/setup
 
+browser: ## Chromium for the tests of pages, which are skipped without it (Debian, as root)
+	@scripts/browser
+
 demo: setup ## real pictures, captions and speech: embedded, stored, searched, learned from, and nothing done twice
 	@$(BIN)/mmray demo $(if $(DATA),--data '$(DATA)')
 
-test: setup ## unit, ray and e2e tests
+test: setup browser ## unit, ray and e2e tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical --maxprocesses 4
 	@$(BIN)/python -m pytest tests/ray -m "not soak"
 	@$(BIN)/python -m pytest tests/e2e -m "not soak" -n 2
