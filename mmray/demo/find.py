@@ -33,6 +33,22 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What one search asks with."""
+
+    by: str
+    """`words`, `a picture` or `a spoken word`."""
+    option: str
+    """`--text`, `--image` or `--audio`."""
+    value: str
+
+    def typed(self, index: str) -> str:
+        """The command that a person would type; of a file its name alone."""
+        value = f'"{self.value}"' if self.option == "--text" else Path(self.value).name
+        return f"mmray search {index} {self.option} {value} -k {HITS}"
+
+
+@dataclass(frozen=True, slots=True)
 class Questions:
     """What to look for."""
 
@@ -59,14 +75,20 @@ def questions(pictures: Sequence[Picture], found: Container[str]) -> Questions:
     return Questions(told.caption or told.path.stem, told, spoken)
 
 
-def ask(index: str, option: str, value: str, page: Path) -> list[Hit]:
-    """`mmray search` with `--text`, `--image` or `--audio` in a process of its own; writes the page
-    of hits.
+def ask(index: str, question: Question, page: Path) -> list[Hit]:
+    """`mmray search` in a process of its own; writes the page of hits.
 
     Raises `MmrayError` where the command fails.
     """
     # Joined by `=`, so that words may begin with a dash.
-    asked = [index, f"{option}={value}", f"-k{HITS}", "--json", "--html", str(page)]
+    asked = [
+        index,
+        f"{question.option}={question.value}",
+        f"-k{HITS}",
+        "--json",
+        "--html",
+        str(page),
+    ]
     command = [sys.executable, "-m", "mmray", "search", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -7,13 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mmray
 from mmray.demo import learn, specs
-from mmray.demo.find import HITS, Questions, ask, questions
+from mmray.demo.find import Hit, Question, Questions, ask, questions
 from mmray.demo.objectstore import LocalS3
 from mmray.demo.pack import pack
 from mmray.demo.stamps import Picture, fetch_stamps, stamps, user_samples
@@ -68,9 +69,9 @@ def main(data: Path | None = None, out: Path = OUT) -> Report:
         _tell_index(mmray.run(specs.INDEX))
 
         asked = questions(pictures, _keys())
-        index = specs.INDEX["output"]
-        say(f'find pictures by words: mmray search {index} --text "{asked.words}" -k {HITS}')
-        _search(index, "--text", asked.words, out / "search.html")
+        index, question = specs.INDEX["output"], Question("words", "--text", asked.words)
+        say(f"find pictures by {question.by}: {question.typed(index)}")
+        _tell_hits(ask(index, question, out / "search.html"), out / "search.html")
 
         if training is None:
             print(f"\nno model is learned: fewer than {learn.ENOUGH} captions, as many sounds")
@@ -98,23 +99,25 @@ def _learn(training: dict[str, Any], asked: Questions, out: Path, say: "_Steps")
     _tell_index(mmray.run(specs.JOINT_INDEX))
 
     index = specs.JOINT_INDEX["output"]
-    search = f"mmray search {index}"
-    say(f'find pictures by words: {search} --text "{asked.words}" -k {HITS}')
-    _search(index, "--text", asked.words, out / "joint-words.html")
-
-    picture = asked.picture.path
-    say(f"find pictures by a picture: {search} --image {picture.name} -k {HITS}")
-    itself = _search(index, "--image", str(picture), out / "joint-picture.html")
-    if itself < SAME:
-        raise MmrayError(f"{picture} is in the index, but did not find itself")
-
-    if asked.spoken is None or "audio" not in training["model"]["towers"]:
+    asking = {
+        "words": Question("words", "--text", asked.words),
+        "picture": Question("a picture", "--image", str(asked.picture.path)),
+    }
+    if asked.spoken is not None and "audio" in training["model"]["towers"]:
+        asking["spoken"] = Question("a spoken word", "--audio", str(asked.spoken.sound))
+    # Each is a process that takes most of its time to start: they start side by side.
+    with ThreadPoolExecutor() as pool:
+        found = {
+            name: pool.submit(ask, index, question, out / f"joint-{name}.html")
+            for name, question in asking.items()
+        }
+    for name, question in asking.items():
+        say(f"find pictures by {question.by}: {question.typed(index)}")
+        _tell_hits(found[name].result(), out / f"joint-{name}.html")
+    if max((hit.score for hit in found["picture"].result()), default=0.0) < SAME:
+        raise MmrayError(f"{asked.picture.path} is in the index, but did not find itself")
+    if "spoken" not in asking:
         say("no sounds to find pictures by")
-        return
-    sound = asked.spoken.sound
-    assert sound is not None
-    say(f"find pictures by a spoken word: {search} --audio {sound.name} -k {HITS}")
-    _search(index, "--audio", str(sound), out / "joint-spoken.html")
 
 
 def _again(training: dict[str, Any] | None) -> None:
@@ -200,10 +203,7 @@ def _keep(report: Report, page: Path) -> None:
     print(f"  {page.absolute()}")
 
 
-def _search(index: str, option: str, value: str, page: Path) -> float:
-    """Show what is found; the best score."""
-    hits = ask(index, option, value, page)
+def _tell_hits(hits: list[Hit], page: Path) -> None:
     for hit in hits:
         print(f"  {hit}")
     print(f"  {page.absolute()}")
-    return hits[0].score if hits else 0.0

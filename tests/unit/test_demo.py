@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmray.demo import find, learn, specs
 from mmray.demo import stamps as stamps_module
-from mmray.demo.find import Hit, Questions, ask, questions
+from mmray.demo.find import Hit, Question, Questions, ask, questions
 from mmray.demo.pack import pack
 from mmray.demo.stamps import Picture, cache_folder, fetch_stamps, stamps, user_samples
 from mmray.errors import MmrayError, RefusedError
@@ -246,7 +246,16 @@ def test_a_model_is_learned_of_what_the_pictures_have() -> None:
 
 def test_a_search_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(MmrayError, match="exit code 2: .*no index is there"):
-        ask(str(tmp_path / "nothing"), "--text", "-x", tmp_path / "page.html")
+        ask(str(tmp_path / "nothing"), Question("words", "--text", "-x"), tmp_path / "page.html")
+
+
+def test_a_search_is_told_as_it_is_typed() -> None:
+    words, file = (
+        Question("words", "--text", "a cow"),
+        Question("a picture", "--image", "/in/c.png"),
+    )
+    assert words.typed("/index") == 'mmray search /index --text "a cow" -k 6'
+    assert file.typed("/index") == "mmray search /index --image c.png -k 6"
 
 
 def test_a_hit_without_a_caption_is_told_by_its_key() -> None:
