@@ -15,9 +15,11 @@ FRAGMENT = 1024
 
 
 def figures(options: Options) -> list[Figure]:
-    """The encoder alone on one thread, then the whole job, in bfloat16 and float32."""
+    """The encoder alone on one thread, then the whole job: float32, and bfloat16 in hardware."""
+    from mmray.models.devices import cpu_has_bfloat16
+
     found = []
-    for dtype in ("bfloat16", "float32"):
+    for dtype in ("bfloat16", "float32") if cpu_has_bfloat16() else ("float32",):
         found.append(_encoder(options, dtype))
         found.append(_job(options, dtype))
     return found

@@ -15,14 +15,17 @@ from benchmarks import data, jobs, models
 from benchmarks.measure import Figure, Options, Peer, ratio, rounds, say, slope, ticks_of
 
 POOL = 4000
-LOOP = {"batch": 32, "threads": 2, "decoders": 1, "autocast": False}
+LOOP = {"batch": 32, "threads": 2, "decoders": 1}
 """The fastest settings of the loop found on two cores; `tune` tries the others."""
 
 
 def figures(options: Options) -> list[Figure]:
     """Two ratios of rates and a mean cosine."""
+    from mmray.models.devices import cpu_has_bfloat16
+
     model = str(models.clip())
     tars = data.photo_tars(POOL, per_tar=250, pool=POOL)
+    settings = {**LOOP, "precision": "bfloat16" if cpu_has_bfloat16() else "float32"}
     last: list[Path] = []
 
     def ours() -> float:
@@ -39,7 +42,7 @@ def figures(options: Options) -> list[Figure]:
 
     def loop() -> float:
         few = tars[: options.size(3, 1)]
-        return slope(ticks_of(Peer("loop", model=model, tars=few, **LOOP).result()))
+        return slope(ticks_of(Peer("loop", model=model, tars=few, **settings).result()))
 
     def documented() -> float:
         folder = data.scratch("documented")
@@ -58,7 +61,7 @@ def figures(options: Options) -> list[Figure]:
     mean, centred, least = cosines(last[0], tars[0], model, options.size(256, 32))
     name = "images: mmray / "
     return [
-        Figure(f"{name}hand-written loop", ratio(raw, "loop"), ">=", 0.95, raw={**raw, **LOOP}),
+        Figure(f"{name}hand-written loop", ratio(raw, "loop"), ">=", 0.95, raw={**raw, **settings}),
         Figure(f"{name}Ray's documented script", ratio(raw, "documented"), ">=", 3.5),
         Figure(
             "images: mean cosine to the float32 reference",
@@ -121,15 +124,18 @@ def _reference(pictures: list[Any], model: str) -> np.ndarray:
 def tune() -> None:
     """Try settings of the hand-written loop: `python -m benchmarks.images`."""
     tars = data.photo_tars(POOL, per_tar=250, pool=POOL)[:1]
-    for autocast in (False, True):
+    for precision in ("bfloat16", "float32", "autocast"):
         for threads in (2, 1):
             for decoders in (1, 2):
                 for batch in (16, 32, 64):
-                    settings = {"batch": batch, "threads": threads, "decoders": decoders}
-                    peer = Peer(
-                        "loop", model=str(models.clip()), tars=tars, autocast=autocast, **settings
-                    )
-                    say(f"{settings} autocast {autocast}: {slope(ticks_of(peer.result())):.2f}/s")
+                    settings = {
+                        "batch": batch,
+                        "threads": threads,
+                        "decoders": decoders,
+                        "precision": precision,
+                    }
+                    peer = Peer("loop", model=str(models.clip()), tars=tars, **settings)
+                    say(f"{settings}: {slope(ticks_of(peer.result())):.2f}/s")
 
 
 if __name__ == "__main__":

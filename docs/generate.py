@@ -32,7 +32,9 @@ HEADER = """\
 # Reference
 
 Every command and every field of every spec. This page is generated from the code by
-`make reference`, and a test checks that it is current.
+`make reference`, and a test checks that it is current. Where a field is a mapping, its key stands
+in between: `model.towers.text.train`, `filter.metadata.width.min`. A list, such as `encoder.of`, is
+set as a whole.
 """
 BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 

@@ -85,6 +85,18 @@ def with_exif(body: bytes) -> bytes:
     return shards.encoded(Image.fromarray(shards.pixels(3)), "JPEG", exif=b"Exif\0\0" + body)
 
 
+def with_noise_for_exif(kind: str, exif: bytes) -> bytes:
+    """Good pixels. In a JPEG that says its resolution Pillow itself doesn't look at EXIF."""
+    image = Image.fromarray(shards.pixels(3))
+    if kind == "PNG":
+        data = shards.encoded(image, kind)
+        chunk = b"eXIf" + exif
+        sums = struct.pack(">I", zlib.crc32(chunk))
+        return data[:33] + struct.pack(">I", len(exif)) + chunk + sums + data[33:]
+    extra = {"dpi": (72, 72)} if kind == "JPEG" else {}
+    return shards.encoded(image, kind, exif=b"Exif\0\0" + exif, **extra)
+
+
 def turned(orientation: int) -> bytes:
     entry = struct.pack("<HHII", 0x0112, 3, 1, orientation)
     return with_exif(b"II*\0\x08\0\0\0\1\0" + entry + bytes(4))
@@ -148,6 +160,16 @@ IMAGES: dict[str, Case] = {
         lambda: with_exif(b"II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0"), "", ""
     ),
     "EXIF of noise": (lambda: with_exif(OTHERS["noise"][:400]), "", ""),
+    "EXIF of zeros": (lambda: with_noise_for_exif("JPEG", bytes(40)), "", ""),
+    "EXIF of garbage": (lambda: with_noise_for_exif("JPEG", b"garbage!garbage!"), "", ""),
+    "EXIF of a mark alone": (lambda: with_noise_for_exif("JPEG", b"II*\0"), "", ""),
+    "a PNG's EXIF of garbage": (lambda: with_noise_for_exif("PNG", b"garbage!garbage!"), "", ""),
+    "a WebP's EXIF of garbage": (lambda: with_noise_for_exif("WEBP", b"garbage!"), "", ""),
+    "a torn PNG with EXIF of garbage": (
+        lambda: with_noise_for_exif("PNG", b"garbage!garbage!")[:-60],
+        BAD,
+        ".",
+    ),
     "half a JPEG": (JPEG[: len(JPEG) // 2], BAD, "bytes"),
     "half a PNG": (PNG[: len(PNG) // 2], BAD, "bytes"),
     "half a GIF": (lambda: animated("GIF", 1)[:900], BAD, "bytes"),

@@ -1,8 +1,8 @@
 """A loop as a good engineer writes it for one machine: tars in, vectors out, nothing else.
 
-bfloat16 weights, JPEGs decoded at a fraction of their size (never below twice the target), resize
-and crop in one call, decoding in a thread ahead of the model. It keeps no metadata, checks nothing
-and can't be resumed.
+bfloat16 weights (float32 where the CPU would emulate them), JPEGs decoded at a fraction of their
+size (never below twice the target), resize and crop in one call, decoding in a thread ahead of the
+model. It keeps no metadata, checks nothing and can't be resumed.
 """
 
 from __future__ import annotations
@@ -70,11 +70,12 @@ def batches(tars: list[str], size: int, decoders: int) -> Iterator[torch.Tensor]
 
 
 def main(
-    model: str, tars: list[str], batch: int, threads: int, decoders: int, autocast: bool
+    model: str, tars: list[str], batch: int, threads: int, decoders: int, precision: str
 ) -> None:
-    """Encode the tars and print the ticks."""
+    """Encode the tars and print the ticks; `precision` is bfloat16, float32 or autocast."""
     torch.set_num_threads(threads)
-    dtype = torch.float32 if autocast else torch.bfloat16
+    autocast = precision == "autocast"
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     network = CLIPVisionModelWithProjection.from_pretrained(model, dtype=dtype).eval()
     vectors, ticks, rows = [], [], 0
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):

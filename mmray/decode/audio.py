@@ -143,7 +143,10 @@ def _declared(media: Media, stream: AudioStream) -> float | None:
 def _check_whole(media: Media, stream: AudioStream, data: bytes, tally: _Tally) -> None:
     """Refuse a sound of which less came out than its header promises."""
     if media.kind == "flac":
-        _promise("samples", _flac_samples(data), tally.samples, tally)
+        promised = _flac_samples(data)
+        _promise("samples", promised, tally.samples, tally)
+        if promised and promised == tally.samples:
+            tally.fault = None  # what follows the last one is a tag, or padding
     elif media.kind == "mp3":
         _promise("frames", _mp3_frames(data), tally.packets, tally)
     elif media.kind == "mov":

@@ -67,8 +67,8 @@ def _boxes(data: bytes) -> str | None:
     at, seen = 0, set()
     while at + 8 <= len(data):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if name not in _BOXES:
-            break
+        if name not in _BOXES:  # another may follow it: ffmpeg will see
+            return None
         seen.add(name)
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")

@@ -55,7 +55,7 @@ FORMATS = tuple(
 # The limit of the spec is checked below, per call; Pillow's is one number for the whole process.
 Image.MAX_IMAGE_PIXELS = None
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
 # Orientation: how Pillow undoes it, and whether that mirrors the x and the y axis of the result.
 _UPRIGHT: dict[int, tuple[Image.Transpose, bool, bool]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, True, False),
@@ -77,10 +77,7 @@ class Picture:
 
     def __init__(self, image: Image.Image) -> None:
         self._image = image
-        # Pillow turns a TIFF itself while it loads, and gives its size as turned already.
-        tiff = image.format == "TIFF"
-        orientation = 1 if tiff else image.getexif().get(_ORIENTATION, 1)
-        self._orientation = orientation if orientation in _UPRIGHT else 1
+        self._orientation = _orientation(image)
         self._turned = self._orientation in _TURNED
         self.size = image.size[::-1] if self._turned else image.size
         self._loaded = self.size
@@ -98,6 +95,8 @@ class Picture:
         """Decode the pixels and turn them upright."""
         image = self._image
         image.load()
+        if image.mode.startswith("I;16") and _is_negative(image):
+            image = Image.fromarray((65535 - np.asarray(image)).astype(np.uint16))
         if self._orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[self._orientation][0])
         self._loaded = image.size
@@ -120,6 +119,23 @@ class Picture:
             min(float(self._loaded[0]), left + box[2] * scale_x),
             min(float(self._loaded[1]), top + box[3] * scale_y),
         )
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns it itself, and gives its size as turned already
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # it may come last
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 (of bad bytes, as in `opened`: the pixels may be good)
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether white is 0. Pillow turns such a TIFF over itself, but not of 16 bits."""
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -84,17 +84,23 @@ def read_reel(media: Media, stream: VideoStream) -> Reel:
         raise bad("Video", media.words())
     if not packets:
         raise BadSample("EmptyVideo", "the video has no frames")
+    # A cut that copied its film leads up to the first frame with some that an edit list hides.
+    shown = [packet for packet in packets if not packet.is_discard]
+    if not shown:
+        raise BadSample("EmptyVideo", "an edit list hides all of its frames")
     # Only this demuxer knows the number beforehand; edit lists may take a few frames away.
-    if media.kind == "mov" and len(packets) < stream.frames * 0.95 - 2:
+    is_whole = len(shown) == len(packets)
+    if media.kind == "mov" and is_whole and len(packets) < stream.frames * 0.95 - 2:
         message = f"declares {stream.frames} frames and has {len(packets)}"
         raise BadSample("TruncatedVideo", message)
     pts = [packet.pts for packet in packets if packet.pts is not None]
     timed = len(set(pts)) == len(packets) and stream.time_base is not None
     if timed:
         assert stream.time_base is not None
-        return Reel(media, stream, packets, sorted(pts), float(stream.time_base), timed)
+        ticks = sorted(_shown(packet) for packet in shown)
+        return Reel(media, stream, packets, ticks, float(stream.time_base), timed)
     rate = float(stream.average_rate or stream.guessed_rate or 0) or _FALLBACK_FPS
-    return Reel(media, stream, packets, list(range(len(packets))), 1 / rate, timed)
+    return Reel(media, stream, packets, list(range(len(shown))), 1 / rate, timed)
 
 
 def frames_at(reel: Reel, wanted: Iterable[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -164,6 +170,7 @@ def _decoded(
     """Decode stretches of packets. Frames that nothing refers to and nobody wants are skipped."""
     context = reel.stream.codec_context
     context.skip_frame = "DEFAULT"
+    context.open(strict=False)  # dav1d goes on with what it was opened with
     reel.media.said.clear()
     count = 0
     fault: str | None = None

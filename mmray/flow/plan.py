@@ -5,6 +5,7 @@ looked at, and only those of the slices that are no longer as they were: a folde
 files anyway.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mmray.flow.batch import Work
@@ -12,6 +13,11 @@ from mmray.sources import Shard, Source
 from mmray.sources.fragment import Member, Span, slice_shard
 from mmray.store import Change, Coverage, Store
 from mmray.store.liveness import standings
+
+Stale = dict[str, tuple[str, str]]
+"""By source_uri: etag, and the path of the part that has it, "" for the quarantine."""
+Changed = dict[str, list[Member]]
+"""By the path of a part, "" for the quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +90,18 @@ class _Planner:
     def plan_shards(self, shards: list[Shard]) -> None:
         """Shards that are one object each: a changed one is replaced as a whole."""
         for shard in shards:
-            if self._is_known(shard):
+            gaps = self._gaps(shard)
+            if gaps is None:
+                self.plan.work.append(Work(shard, 0, shard.size))
+                if shard.key in self.coverage.shards:
+                    self.plan.changed.append(shard.uri)
+                    old = self.store.stored.paths(shard.key)
+                    self.plan.replacements[shard.key] = Replacement(tuple(old))
                 continue
-            self.plan.work.append(Work(shard, 0, shard.size))
-            if shard.key in self.coverage.shards:
-                self.plan.changed.append(shard.uri)
-                old = self.store.stored.paths(shard.key)
-                self.plan.replacements[shard.key] = Replacement(tuple(old))
+            self.plan.finished_shards += not gaps
+            for start, stop in gaps:
+                seen = self.store.keys(shard.key, shard.version, start) if start else ()
+                self.plan.work.append(Work(shard, start, stop, frozenset(seen)))
         listed = {shard.key for shard in shards}
         for key, uri in self.coverage.shards.items():
             if key not in listed and self.source.covers(uri):
@@ -98,74 +109,98 @@ class _Planner:
                 gone = tuple(self.store.stored.paths(key))
                 self.plan.prunes.append(Change(remove=gone, drop_uris=frozenset({uri})))
 
-    def _is_known(self, shard: Shard) -> bool:
-        """Whether the store has any of this very version; what is missing of it becomes work."""
+    def _gaps(self, shard: Shard) -> list[tuple[int, int]] | None:
+        """What the store lacks of this very version, and None where it has none of it."""
         if shard.version not in self.coverage.versions(shard.key):
-            return False
-        plan, stored = self.plan, self.store.stored
-        missing = self.coverage.missing(shard.key, shard.version, shard.size)
-        bad = self.quarantined.get(shard.key, 0)
-        plan.skipped_rows += bad + sum(stored.parts[p].rows for p in stored.paths(shard.key))
-        plan.skipped_quarantined += bad
-        plan.finished_shards += not missing
-        for start, stop in missing:
-            seen = frozenset[str]()
-            if start and not self.source.sliced:
-                seen = frozenset(self.store.keys(shard.key, shard.version, start))
-            plan.work.append(Work(shard, start, stop, seen))
-        return True
+            return None
+        stored, bad = self.store.stored, self.quarantined.get(shard.key, 0)
+        self.plan.skipped_rows += bad
+        self.plan.skipped_rows += sum(stored.parts[p].rows for p in stored.paths(shard.key))
+        self.plan.skipped_quarantined += bad
+        return self.coverage.missing(shard.key, shard.version, shard.size)
 
     def plan_slices(self, slices: list[Shard]) -> None:
-        """Raw files: the slices that are no longer as they were are compared file by file."""
-        stale = self._stale_rows({shard.key for shard in slices})
-        changed: dict[str, list[Member]] = {}
+        """Raw files: what is in slices that are not listed any more is compared file by file."""
+        stale = self._stale_rows(slices)
+        changed: Changed = {}
         for shard in slices:
-            if self._is_known(shard):
-                continue
-            fresh = [member for member in shard.members if member.uri not in stale]
-            for member in shard.members:
-                etag, path = stale.get(member.uri, ("", ""))
-                if etag == member.etag:
-                    self.plan.skipped_rows += 1
-                    self.plan.skipped_quarantined += not path
-                elif etag:
-                    changed.setdefault(path, []).append(member)
-                    self.plan.changed.append(member.uri)
-            if fresh:
-                whole = len(fresh) == len(shard.members)
-                part = shard if whole else slice_shard(tuple(fresh))
-                self.plan.work.append(Work(part, 0, part.size))
-            else:
-                self.plan.finished_shards += 1
+            gaps = self._gaps(shard)
+            if gaps is None:
+                gaps = [(0, shard.size)]
+            missing = [member for a, b in gaps for member in shard.members[a:b]]
+            pruned = self._pruned(shard)
+            missing += pruned
+            fresh = [member for member in missing if member.uri not in stale]
+            if stale:
+                self._compare(shard.members, stale, changed)
+                self._count_done(missing, stale)
+            part = shard
+            if pruned or len(fresh) < len(missing):
+                # Some may be done and have no row to show for it: those that were left out.
+                part = slice_shard(tuple(fresh)) if fresh else shard
+                gaps = self.coverage.missing(part.key, part.version, part.size) if fresh else []
+            self.plan.work += [Work(part, start, stop) for start, stop in gaps]
+            self.plan.finished_shards += not gaps
         self._replace(changed)
         self._find_removed(stale, {member.uri for shard in slices for member in shard.members})
 
-    def _stale_rows(self, listed: set[str]) -> dict[str, tuple[str, str]]:
-        """Of slices that are no longer as they were: source_uri to (etag, path of its part, or ""
-        for the quarantine)."""
-        rows: dict[str, tuple[str, str]] = {}
+    def _pruned(self, shard: Shard) -> list[Member]:
+        """Files that fragments of quarantined samples alone cover, and that none of these is of: a
+        file that was gone and has come back, or one that was left out."""
+        spans = self.coverage.added(shard.key)
+        if not spans:
+            return []
+        bad = {uri for uri, _, _ in self.store.quarantine.members()}
+        covered = [member for span in spans for member in shard.members[span.start : span.stop]]
+        return [member for member in covered if member.uri not in bad]
+
+    def _compare(self, members: Iterable[Member], stale: Stale, changed: Changed) -> None:
+        """Files that are others than those the store has, by the part that has them."""
+        for member in members:
+            etag, path = stale.get(member.uri, ("", ""))
+            if etag and etag != member.etag:
+                changed.setdefault(path, []).append(member)
+                self.plan.changed.append(member.uri)
+
+    def _count_done(self, missing: Iterable[Member], stale: Stale) -> None:
+        for member in missing:
+            etag, path = stale.get(member.uri, ("", ""))
+            if etag == member.etag:
+                self.plan.skipped_rows += 1
+                self.plan.skipped_quarantined += not path
+
+    def _stale_rows(self, slices: list[Shard]) -> Stale:
+        """What slices that are not listed any more have of this source."""
+        listed = {shard.key for shard in slices}
+        first, last = slices[0].members[0].uri, slices[-1].members[-1].uri
+        rows: Stale = {}
         if self.quarantined.keys() - listed:
             for uri, etag, fragment in self.store.quarantine.members():
                 if Span.parse(fragment).shard not in listed and self.source.covers(uri):
                     rows[uri] = (etag, "")
         for path, part in self.store.stored.parts.items():
-            known = all(span.shard in listed for span in part.spans)
-            if known or not self.source.covers(part.min_uri):
+            low, high = part.min_uri, part.max_uri
+            # A slice runs on from folder to folder: of another job's, some may be this source's.
+            mine = (low <= last and first <= high) or any(map(self.source.covers, {low, high}))
+            if all(span.shard in listed for span in part.spans) or not mine:
                 continue
             for row in self.store.members([path]).to_pylist():
-                rows[row["source_uri"]] = (row["source_etag"], path)
+                if self.source.covers(row["source_uri"]):
+                    rows[row["source_uri"]] = (row["source_etag"], path)
         return rows
 
-    def _replace(self, changed: dict[str, list[Member]]) -> None:
+    def _replace(self, changed: Changed) -> None:
         """One slice for the changed files of each part, so that one commit swaps their rows."""
         for path, members in changed.items():
             shard = slice_shard(tuple(members))
             self.plan.work.append(Work(shard, 0, shard.size))
+            # Files may be as they were once, and then have been left out without a row.
+            before = self.store.stored.paths(shard.key)
             self.plan.replacements[shard.key] = Replacement(
-                (path,) if path else (), frozenset(member.uri for member in members)
+                (*filter(None, [path]), *before), frozenset(member.uri for member in members)
             )
 
-    def _find_removed(self, stale: dict[str, tuple[str, str]], here: set[str]) -> None:
+    def _find_removed(self, stale: Stale, here: set[str]) -> None:
         removed: dict[str, set[str]] = {}
         for uri, (_, path) in stale.items():
             if uri not in here:

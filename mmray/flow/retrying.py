@@ -88,6 +88,9 @@ class _Retrying:
             self._found.changed.append(error.uri)
             self._found.skipped += len(again.wanted) - len(fewer.wanted)
             return self._again(fewer, old, uri) if fewer.wanted else [old]
+        if again.files and len(pieces) > 1:  # read in several goes, and still one fragment
+            table = pa.concat_tables([each.table for each in pieces])
+            pieces = [Piece(again.span, table, [row for each in pieces for row in each.bad])]
         look.add_to(self._found)
         return joined(old.table, look.carried(), pieces, look.where)
 

@@ -22,6 +22,7 @@ from mmray.flow.stages import Stages
 from mmray.report import EXAMPLES_EACH, MAX_EXAMPLES
 from mmray.report.progress import Progress
 from mmray.sources.fragment import Span
+from mmray.specs.common import Errors
 from mmray.store import Change, Committer
 from mmray.store.parts import Quarantined
 
@@ -86,6 +87,10 @@ class Flow:
         self._ready: list[Change] = []
         self._finished: dict[str, Finished] = {}
         """By attempt: what becomes of the parts that wait for their commit."""
+        self._earlier = Plan()
+        """What the run began with."""
+        self._dropped = 0
+        """Parts of this pass that the store had no use for."""
         self._held: dict[str, list[Finished]] = {}
         """By shard: parts of changed shards, which wait until the shard is whole."""
 
@@ -97,27 +102,30 @@ class Flow:
             JobFailed: storage stayed broken, the encoder does not load, too many samples failed, or
                 workers died again and again at the same place.
         """
-        strikes = 0
+        self._earlier = plan
+        limit, strikes = self._stages.limit, 0
         with noted_signals() as signalled:
             while plan.work:
                 before = self.tally.read
                 failures = self._pass(plan, signalled)
-                self._check_budget(plan, at_end=False)
-                if self._stages.limit is not None or not self._is_left():
+                self._check_budget(at_end=False)
+                left = None if limit is None else limit - self.tally.read
+                if not self._is_left() or (left is not None and left <= 0):
                     break
                 strikes = 0 if self.tally.read > before else strikes + 1
                 if strikes == PASSES_WITHOUT_PROGRESS:
-                    raise JobFailed(_stuck(plan, failures))
+                    raise JobFailed(_stuck(plan, failures, self._dropped))
                 self._show.say("some work was not finished; taking it up again carefully")
-                self._stages = replace(self._stages, careful=True)
+                self._stages = replace(self._stages, careful=True, limit=left)
                 plan = self._replan()
-        self._check_budget(plan, at_end=True)
+        self._check_budget(at_end=True)
 
     def _pass(self, plan: Plan, signalled: list[int]) -> list[Failed]:
         failures: list[Failed] = []
         self._begin(plan)
         drive = Drive(plan.work, self._stages)
         last_commit = 0.0
+        self._dropped = 0
         try:
             while (item := next_item(drive)) is not None:
                 if isinstance(item, Finished):
@@ -130,13 +138,13 @@ class Flow:
                 if signalled:
                     raise Interrupted(signalled[0])
                 if self._ready and time.monotonic() - last_commit >= COMMIT_SECONDS:
-                    self._commit(plan)
-                    self._check_budget(plan, at_end=False)
+                    self._commit()
+                    self._check_budget(at_end=False)
                     last_commit = time.monotonic()
         finally:
             for finished in drive.stop():
                 self._take(finished, plan)
-            self._commit(plan)
+            self._commit()
         return failures
 
     def _begin(self, plan: Plan) -> None:
@@ -175,7 +183,7 @@ class Flow:
                 )
             )
 
-    def _commit(self, plan: Plan) -> None:
+    def _commit(self) -> None:
         if not self._ready:
             return
         ready, self._ready = self._ready, []
@@ -183,6 +191,7 @@ class Flow:
         for receipt in outcome.committed:
             finished = self._finished.pop(receipt.attempt)
             self.tally.add(finished, receipt.rows, receipt.quarantined)
+        self._dropped += len(outcome.dropped)
         for receipt in outcome.dropped:
             self._finished.pop(receipt.attempt, None)
             self._count(receipt.span, -1)
@@ -201,20 +210,34 @@ class Flow:
         """Whether any of the planned ranges is not covered by what was committed."""
         return any(self._covered.get(shard, 0) < length for shard, length in self._wanted.items())
 
-    def _check_budget(self, plan: Plan, *, at_end: bool) -> None:
-        """Raise when too many samples failed, of all that are accounted for, earlier runs' too."""
-        bad = self.tally.quarantined + plan.skipped_quarantined
-        total = self.tally.read + plan.skipped_rows
-        allowed = self._stages.spec.errors.max_fraction
+    def _check_budget(self, *, at_end: bool) -> None:
         is_slow = self.tally.errors.get(WORKER_DIED, 0) >= DEADLY
-        if self.tally.read < (1 if at_end or is_slow else BUDGET_FROM) or bad <= allowed * total:
-            return
-        kinds = sorted(self.tally.errors.items(), key=lambda each: -each[1])[:3]
-        reasons = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        raise JobFailed(
-            f"{bad} of {total} samples are in quarantine ({reasons}), more than "
-            f"errors.max_fraction = {allowed:g} allows; rows that were finished are committed"
-        )
+        if self.tally.read >= (1 if at_end or is_slow else BUDGET_FROM):
+            check_budget(self._stages.spec.errors, self._earlier, self.tally)
+
+
+def check_budget(errors: Errors, earlier: Plan, tally: Tally) -> None:
+    """Whether samples may go on failing, of all that are accounted for.
+
+    Args:
+        errors: what the spec allows.
+        earlier: the plan that the run began with, which counts what was there before.
+        tally: what the run has done since.
+
+    Raises:
+        JobFailed: more of them are in quarantine.
+    """
+    bad = tally.quarantined + earlier.skipped_quarantined
+    total = tally.read + earlier.skipped_rows
+    if bad <= errors.max_fraction * total:
+        return
+    kinds = sorted(tally.errors.items(), key=lambda each: -each[1])[:3]
+    reasons = ", ".join(f"{count} {kind}" for kind, count in kinds) or "of earlier runs"
+    raise JobFailed(
+        f"{bad} of {total} samples are in quarantine ({reasons}), more than "
+        f"errors.max_fraction = {errors.max_fraction:g} allows; rows that were finished are "
+        "committed"
+    )
 
 
 def next_item(drive: Drive) -> Item | str | None:
@@ -228,10 +251,15 @@ def next_item(drive: Drive) -> Item | str | None:
     return item
 
 
-def _stuck(plan: Plan, failures: list[Failed]) -> str:
+def _stuck(plan: Plan, failures: list[Failed], dropped: int) -> str:
     if failures:
         first = failures[0]
         return f"{first.uri}: {first.message} ({PASSES_WITHOUT_PROGRESS} passes without progress)"
+    if dropped:
+        return (
+            f"{plan.work[0].shard.uri}: the store had its samples by the time they were done "
+            f"({PASSES_WITHOUT_PROGRESS} passes without progress): other runs are at work on it"
+        )
     work = plan.work[0]
     span: Span = work.shard.span(work.start, work.stop)
     return (

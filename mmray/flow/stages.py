@@ -51,18 +51,21 @@ class Stages:
         """Read, decode, encode and write a range of a shard."""
         timer = Timer()
         writer = PartWriter(self.storage, self.root, self.columns, timer)
+        failure: MmrayError | None = None
         try:
             for fragment in self._read(work, timer):
                 writer.add(*self.take(fragment, work.shard.uri, timer))
                 if writer.is_due:
                     yield writer.flush()
         except MmrayError as error:
+            failure = error
+        try:
             if writer.holds_batches:
                 yield writer.flush()
-            yield stopped(work.shard.uri, error)
-            return
-        if writer.holds_batches:
-            yield writer.flush()
+        except MmrayError as error:
+            failure = failure or error
+        if failure is not None:
+            yield stopped(work.shard.uri, failure)
 
     def decoded(self, work: Work) -> Iterator[Batch | Failed]:
         """Read and decode only; for tasks that feed encoder actors."""

@@ -61,7 +61,8 @@ class PartWriter:
         Raises:
             StorageError: the store can't be written to.
         """
-        batches = self._batches
+        batches, encoded = self._batches, self._encoded
+        self._clear()  # whatever comes: a part that can't be written isn't tried a second time
         with self._timer.stage("write"):
             receipt = write_part(
                 self._storage,
@@ -79,9 +80,7 @@ class PartWriter:
         filtered: dict[str, int] = {}
         for batch in batches:
             filtered = added(filtered, batch.filtered)
-        finished = Finished(receipt, seconds, self._encoded, previews, filtered)
-        self._clear()
-        return finished
+        return Finished(receipt, seconds, encoded, previews, filtered)
 
     def table(self, batches: list[Batch]) -> pa.Table:
         """The rows of the samples that did not fail, in the store's columns."""

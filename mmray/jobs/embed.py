@@ -9,7 +9,7 @@ from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, Storag
 from mmray.flow.decoding import keeps_times
 from mmray.flow.drive import cluster
 from mmray.flow.plan import Plan, make_plan
-from mmray.flow.run import Flow, Tally
+from mmray.flow.run import Flow, Tally, check_budget
 from mmray.flow.stages import Stages
 from mmray.jobs.begun import Begun
 from mmray.jobs.inspect import inspect_store
@@ -112,6 +112,8 @@ class EmbedJob:
         rebuild = main is not None and self._is_of_other_model(main)
         store = self._open(self._staging_uri) if rebuild else main
         plan = self._plan(store)
+        if rebuild and main is not None:
+            plan.removed = self._lost_by_rebuild(main)
         if main is None:
             self.modalities = modalities(self.spec, self.card, lambda: self._peek(plan))
         self.startup["plan"] = self.begun.elapsed()
@@ -136,12 +138,17 @@ class EmbedJob:
 
     def _work(self, store: Store, plan: Plan) -> None:
         prunes = plan.prunes if self.spec.on_removed == "prune" else []
+        if not plan.work:  # a job that failed of its quarantine doesn't get well by being run again
+            check_budget(self.spec.errors, plan, self.tally)
         if not plan.work and not prunes:
             return
         committer = Committer(store, run_id=self.begun.run_id, base_version=store.version)
         try:
             if plan.work:
                 self._flow(store, committer, plan)
+            if plan.work and prunes:  # what was changed has moved into other parts
+                store.reload()
+                prunes = self._plan(store).prunes
             if prunes:
                 committer.commit(prunes)
         finally:
@@ -187,6 +194,23 @@ class EmbedJob:
                 "another store"
             )
         return True
+
+    def _lost_by_rebuild(self, main: Store) -> list[str]:
+        """Uris whose rows a rebuild can't make again, since their source is gone.
+
+        Raises:
+            RefusedError: it would take another job's rows out.
+        """
+        others = sorted(
+            uri for uri in main.coverage().shards.values() if not self.source.covers(uri)
+        )
+        if others:
+            raise RefusedError(
+                f"{main.uri} also holds rows that aren't of this source, such as those of "
+                f"{others[0]}, and a rebuild would lose them: name a source that has all of them, "
+                "or another store"
+            )
+        return self._plan(main).removed
 
     @property
     def _staging_uri(self) -> str:

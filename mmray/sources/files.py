@@ -37,6 +37,7 @@ class FilesReader:
         self._storage = storage
         self._limits = limits
         self._cut = cut
+        self._matches: Callable[[str], bool] | None = None
         self.ignored = 0
 
     def shards(self, may_be_gone: Callable[[str], bool] | None = None) -> Iterator[Shard]:
@@ -61,7 +62,9 @@ class FilesReader:
 
     def covers(self, uri: str) -> bool:
         """Whether a file of this uri is, or was, one of this source's samples."""
-        return bool(stem_of(uri)) and self._storage.matcher(self._uri)(uri)
+        if self._matches is None:
+            self._matches = self._storage.matcher(self._uri)
+        return bool(stem_of(uri)) and self._matches(uri)
 
     def read(self, shard: Shard, start: int, stop: int, seen: set[str]) -> Iterator[Fragment]:
         """Fetches the files at positions `[start, stop)`, several at once, in order."""

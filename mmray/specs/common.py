@@ -45,7 +45,7 @@ class Errors(Spec):
     """How much may go wrong before the job ends."""
 
     max_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """Quarantined samples as a fraction of samples read; above it the job fails."""
+    """Quarantined samples as a fraction of all; above it the job fails."""
 
 
 class FilesSource(Spec):

@@ -173,7 +173,14 @@ class EmbedSpec(Spec):
     @field_validator("keep")
     @classmethod
     def _keep_is_free(cls, value: dict[str, ColumnType]) -> dict[str, ColumnType]:
-        taken = sorted(RESERVED & value.keys())
-        if taken:
-            raise ValueError(f"the store has a column {taken[0]!r} of its own")
+        seen: dict[str, str] = {}
+        for name in value:
+            if not name:
+                raise ValueError("a column needs a name")
+            if name.lower() in RESERVED:
+                raise ValueError(f"the store has a column {name.lower()!r} of its own")
+            # Delta tells columns apart without regard to case.
+            other = seen.setdefault(name.lower(), name)
+            if other != name:
+                raise ValueError(f"{other!r} and {name!r} are one column to Delta")
         return value

@@ -106,7 +106,15 @@ def _walk(
             continue
         models = _models(annotation)
         tagged = next((each for each in models if _tag(each) == step), None)
-        if get_origin(annotation) is dict:
+        if isinstance(step, str) and "[" in step:
+            # One type of several, to pydantic: `literal['x']`, `function-after[f(), Model]`.
+            named = [each for each in models if each.__name__ in re.findall(r"\w+", step)]
+            if named:
+                annotation, known = named[0], list(named[0].model_fields)
+        elif get_origin(annotation) is tuple and isinstance(step, int):
+            path.append(str(step))
+            annotation = get_args(annotation)[0]
+        elif get_origin(annotation) is dict:
             path.append(str(step))
             annotation = get_args(annotation)[1]
         elif tagged is not None:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from mmray.errors import JobFailed, RefusedError
 from mmray.store import delta
 from mmray.store.changes import Change, Outcome, Ready, make_ready, uri_range
 from mmray.store.coverage import Coverage, PartInfo, overlap
@@ -40,7 +41,7 @@ class Committer:
         seen = store
         if base_version is not None and base_version != store.version:
             seen = Store.open(store.uri, store.storage, base_version)
-        self._base = seen.stored.copy()
+        self._base, self._meta = seen.stored.copy(), seen.meta
         self._own: set[str] = set()
 
     def commit(self, changes: Sequence[Change]) -> Outcome:
@@ -48,6 +49,7 @@ class Committer:
         stays. Also safe to call again with changes that had landed.
 
         Raises:
+            JobFailed: the store is of another model by now.
             StorageError: storage stayed broken past patience. Nothing is known to be lost: the
                 commit may have landed, and the next run finds out.
             ValueError: a part of several shards is removed without saying which rows.
@@ -56,6 +58,14 @@ class Committer:
         attempt = _Attempt(self, [make_ready(change) for change in changes])
         delta.persist(self._store.uri, attempt.once, self._patience)
         return attempt.finish()
+
+    def require_same_model(self) -> None:
+        """Raises JobFailed where the store has become another model's since the run was planned: a
+        rebuild or a rollback came between."""
+        try:
+            self._store.meta.require_same(self._store.uri, self._meta)
+        except RefusedError as error:
+            raise JobFailed(f"{error}: another run has changed that meanwhile") from error
 
     def reconcile(self) -> int:
         """Remove quarantine rows that don't count; returns how many. Call it when a run ends.
@@ -99,6 +109,7 @@ class _Attempt:
         """One try; True when there is nothing left to commit."""
         store = self._store
         store.reload()
+        self._owner.require_same_model()
         if self._tried and store.landed(self._id, self._since) is not None:
             return True
         self._judge()

@@ -139,6 +139,10 @@ class Coverage:
         """Whether any of `span` is done, not counting the parts `without`."""
         return bool(self.overlapping(span, without))
 
+    def added(self, shard: str) -> list[Span]:
+        """The spans of `shard` that were added."""
+        return [span for span, path in self._shards.get(shard, ()) if not path]
+
     def missing(self, shard: str, version: str, extent: int) -> list[tuple[int, int]]:
         """The ranges of `[0, extent)` that are not done, sorted."""
         spans = sorted(

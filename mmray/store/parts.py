@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmray.errors import Stage
+from mmray.errors import Stage, StorageError
 from mmray.sources.fragment import Span
 from mmray.storage import Storage, join, with_backoff
 from mmray.store.schema import BASE, VECTOR
@@ -108,7 +108,7 @@ def write_part(
         data = _encode(_plain(table))
         size = len(data)
         stats = _stats(table, names[0], names[-1], shard_uri)
-        storage.write_bytes(join(root, path), data)
+        _put(storage, join(root, path), data)
     return Receipt(
         span=whole,
         first=names[0],
@@ -121,6 +121,14 @@ def write_part(
         quarantined=failed,
         stats=stats,
     )
+
+
+def _put(storage: Storage, uri: str, data: bytes) -> None:
+    try:
+        storage.write_bytes(uri, data)
+    except OSError as error:  # a full disk, rights that have run out
+        words = error.strerror or str(error).removeprefix(f"{uri}: ")
+        raise StorageError(uri, f"can't be written: {words}") from error
 
 
 def read_part(

@@ -234,6 +234,13 @@ def test_a_flac_may_follow_an_id3_tag() -> None:
     assert np.array_equal(joined(decode(id3(300) + data)), joined(decode(data)))
 
 
+@pytest.mark.parametrize("tail", [b"TAG" + b"x" * 125, b"APETAGEX" + bytes(56), bytes(4096)])
+def test_what_follows_a_flac_is_no_sound(tail: bytes) -> None:
+    data = media.sound(2.0, 44_100, 2, "flac")
+    assert np.array_equal(joined(decode(data + tail)), joined(decode(data)))
+    assert refusal(data[: len(data) - 3000] + tail).error_type == "TruncatedAudio"
+
+
 @pytest.mark.parametrize("format", ["flac", "ogg", "mp3", "m4a", "webm"])
 def test_damage_midway_is_no_shorter_sound(format: str) -> None:
     data = bytearray(media.sound(3.0, format=format, **FORMATS[format][0]))

@@ -142,6 +142,15 @@ def test_cmyk_jpeg_and_ycbcr_tiff() -> None:
     assert decode(encoded(photo(16, 16).convert("YCbCr"), "TIFF")).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("deep", [False, True], ids=["8 bits", "16 bits"])
+def test_a_tiff_whose_white_is_0(deep: bool) -> None:
+    values = np.full((8, 8), 80 * (257 if deep else 1), np.uint16 if deep else np.uint8)
+    data = bytearray(encoded(Image.fromarray(values), "TIFF"))
+    tag = struct.pack("<HHI", 262, 3, 1)
+    struct.pack_into("<H", data, data.index(tag) + len(tag), 0)
+    assert differ(decode(bytes(data)), np.array(255 - 80)).max() <= 1
+
+
 @pytest.mark.parametrize("value", [0.5, 128.0, 128 * 257.0])
 def test_float_tiff(value: float) -> None:
     image = Image.fromarray(np.full((8, 8), value, np.float32))

@@ -38,6 +38,7 @@ FILMS: dict[str, dict[str, Any]] = {
     "webm-vp8": {"format": "webm", "codec": "libvpx"},
     "avi": {"format": "avi"},
     "avi-bframes": {"format": "avi", "bf": "2"},
+    "mp4-av1": {"format": "mp4", "codec": "libsvtav1", "gop": 60},
 }
 SAMPLES = [
     VideoOptions(),
@@ -94,6 +95,14 @@ def test_pixels_are_those_of_a_straight_decode(name: str, options: VideoOptions)
     frames = check_pixels(data, options)
     assert all(frame.pixels.shape == (32, 32, 3) for frame in frames)
     assert all(frame.pixels.dtype == np.uint8 for frame in frames)
+
+
+@pytest.mark.parametrize("count", [1, 8, 20])
+def test_a_decoder_that_is_opened_skips_nothing(count: int) -> None:
+    """dav1d kept to what the first packet was decoded with, whether it was wanted or not."""
+    data = media.film(60, fps=25, codec="libsvtav1", gop=60)
+    found = [round(frame.at * 25, 2) for frame in check_pixels(data, VideoOptions(count=count))]
+    assert found == [int((n + 0.5) * 60 / count) for n in range(count)]
 
 
 def real_films() -> list[Path]:
@@ -155,6 +164,52 @@ def test_a_varying_frame_rate_is_sampled_by_time() -> None:
 def test_a_first_frame_at_another_time_is_at_zero(first: int) -> None:
     data = media.film(8, format="mkv", times=[first + 125 * i for i in range(8)])
     assert times(data, count=2) == [0.25, 0.75]
+
+
+def clip(data: bytes, since: float) -> bytes:
+    """A cut that copies its film, as `ffmpeg -ss SINCE -c copy` does: from a keyframe on, what is
+    before the first frame stays in it, hidden by an edit list."""
+    out = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(out, "w", format="mp4") as target:
+        stream = source.streams.video[0]
+        assert stream.time_base is not None
+        copy, shift = target.add_stream_from_template(stream), int(since / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.size and packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                target.mux(packet)
+    return out.getvalue()
+
+
+def test_what_an_edit_list_hides_is_no_frame() -> None:
+    data = clip(media.film(80, fps=8, gop=80), since=6.0)
+    with opened(data, "Video") as source:
+        reel = read_reel(source, source.container.streams.video[0])
+    assert (len(reel.packets), len(reel.ticks), reel.seconds) == (80, 32, 4.0)
+    assert times(data) == [0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75]
+    assert times(data, count=1) == [2.0]
+    for options in SAMPLES:
+        check_pixels(data, options)
+    decode_video(data, SEES, VideoOptions(), Limits(seconds=5.0))
+    assert refusal(data, Limits(seconds=3.0)).error_type == "OversizedVideo"
+
+
+@pytest.mark.parametrize("part", [0.9, 0.5])
+def test_an_edit_list_that_ends_early(part: float) -> None:
+    data = bytearray(media.film(80, fps=8))
+    at = data.index(b"elst") + 12
+    (length,) = struct.unpack_from(">I", data, at)
+    struct.pack_into(">I", data, at, int(length * part))
+    with av.open(io.BytesIO(bytes(data))) as container:
+        shown = sum(1 for _ in container.decode(video=0))
+    assert shown < 80
+    frames = decode(bytes(data), sample="rate", rate=8, count=100)
+    assert abs(len(frames) - shown) <= 1
+
+
+def test_an_edit_list_that_hides_all() -> None:
+    data = clip(media.film(16, fps=8, gop=16), since=60.0)
+    assert refusal(data).error_type == "EmptyVideo"
 
 
 def without_packets(data: bytes) -> bytes:
@@ -383,6 +438,14 @@ def test_an_mp4_whose_index_knows_of_more() -> None:
     assert {error.error_type for error in errors} == {"TruncatedVideo"}
     # The cut is in a picture, or in sound that lies before the next one.
     assert any("declares 40 frames" in error.message for error in errors)
+
+
+def test_a_box_that_nobody_knows() -> None:
+    data = media.film(16)
+    at = data.index(b"moov") - 4
+    boxed = data[:at] + struct.pack(">I4s8x", 16, b"abcd") + data[at:]
+    assert times(boxed) == times(data)
+    assert refusal(boxed[: at + 16]).error_type == "TruncatedVideo"
 
 
 def test_packets_without_content_midway() -> None:

@@ -304,10 +304,10 @@ def test_budget_counts_the_deadly() -> None:
     flow = Flow(SimpleNamespace(spec=spec), None, Plan, None)  # type: ignore[arg-type]
     flow.tally.written, flow.tally.quarantined = 100, DEADLY
     flow.tally.errors = Counter({WORKER_DIED: DEADLY - 1, "BadText": 1})
-    flow._check_budget(Plan(), at_end=False)
+    flow._check_budget(at_end=False)
     flow.tally.errors[WORKER_DIED] += 1
     with pytest.raises(JobFailed, match="20 of 120 samples are in quarantine"):
-        flow._check_budget(Plan(), at_end=False)
+        flow._check_budget(at_end=False)
     flow.tally.written = 1_000
     flow.tally.quarantined = 20
-    flow._check_budget(Plan(), at_end=False)
+    flow._check_budget(at_end=False)

@@ -454,6 +454,32 @@ def test_raw_files(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert verify(Store.open(world.store.uri, STORAGE)).problems == []
 
 
+def test_very_many_raw_files_that_could_not_be_read(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fragment when they took no bytes, and more than is read in one go."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    names = [f"{number:03d}.txt" for number in range(150)]
+    for name in names:
+        (folder / name).write_text(f"the text of {name}")
+    world = make(str(folder), "files", modalities=["text"])
+    with monkeypatch.context() as patch:
+        patch.setattr(FilesReader, "_load", _denied)
+        patch.setattr(Stages, "rows", 1024)
+        world.embed()
+    assert len(world.bad) == 150
+    assert any(group.rows > 64 for group in world.store.quarantine.groups())
+    monkeypatch.setattr(Stages, "rows", 64)
+    done = world.replay(monkeypatch)
+    assert (done.tally.written, world.rows, world.bad) == (150, names, {})
+    world.assert_sound()
+
+
+def _denied(self: FilesReader, member: Any) -> dict[str, bytes]:
+    raise PermissionError(f"{member.uri}: access refused (AccessDenied)")
+
+
 def test_a_file_that_changes_while_it_is_read(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,9 +252,10 @@ def test_many_small_additions_become_one_segment(
     )
 
 
+ADD = "mmray.index.building.build.add"
 STEPS = [
     ("start", "mmray.index.building.build.start"),
-    ("piece", "mmray.index.building.build.add"),
+    ("piece", ADD),
     ("finish", "mmray.index.building.build.finish"),
     ("publish", "mmray.index.manifest.publish"),
     ("tidy", "mmray.index.building.build.tidy"),
@@ -290,6 +291,26 @@ def test_a_killed_build_goes_on(
     assert index.manifest.version == 1
     assert set(answers(index, found[:1], k=9000)[0]) == set(ids)
     assert answers(index, found[:30], 1) == [[each] for each in ids[:30]]
+
+
+@pytest.mark.parametrize(("first", "then"), [(4096, 6000), (6000, 4096), (4096, 9000)])
+def test_a_killed_build_goes_on_with_pieces_of_another_size(
+    first: int, then: int, store: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does on a machine with other memory, on a cluster, or with `resources.piece`."""
+    found = vectors(9000)
+    ids = store.put("a", found, rows=1500)
+    monkeypatch.setattr("mmray.index.building.cut.ONE_PIECE_BYTES", 0)
+    row_bytes = KINDS["ivf_flat"].row_bytes(found.shape[1], found.shape[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("mmray.index.building.cut.PIECE_BYTES", int(first * row_bytes) + 1)
+        patch.setattr(ADD, _killing(ADD, 1, True))
+        with pytest.raises(Killed):
+            index_job(store, tmp_path / "i", index={"kind": "ivf_flat"})
+    monkeypatch.setattr("mmray.index.building.cut.PIECE_BYTES", int(then * row_bytes) + 1)
+    index_job(store, tmp_path / "i", index={"kind": "ivf_flat"})
+    hits = answers(opened(tmp_path / "i"), found[:1], k=9000)[0]
+    assert sorted(hits) == sorted(ids)
 
 
 def _killing(target: str, at: int, after: bool) -> Callable[..., Any]:

@@ -186,6 +186,24 @@ def test_no_job_at_all() -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "path", "words"),
+    [
+        ({"kind": "hf", "modle": "x"}, "encoder.of.0.modle", "did you mean 'model'?"),
+        ({"kind": "hf"}, "encoder.of.0.model", "is needed"),
+        ({"kind": "hff", "model": "x"}, "encoder.of.0.kind", "joint, not 'hff' (did you mean 'hf'"),
+        ({"model": "x"}, "encoder.of.0.kind", "is needed: one of"),
+        ({"kind": "hf", "model": "x", "pooling": "mx"}, "encoder.of.0.pooling", "not 'mx'"),
+        ("x", "encoder.of.0", "must be a mapping of fields"),
+    ],
+)
+def test_a_wrong_part_of_a_combined_encoder(part: Any, path: str, words: str) -> None:
+    of = [part, {"kind": "joint", "model": "s3://b/m"}]
+    error = refusal(minimal(encoder={"kind": "combined", "of": of}))
+    assert error.path == path
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
     ("fields", "path", "words"),
     [
         ({"modalities": ["imag"]}, "modalities.0", "did you mean 'image'?"),
@@ -215,6 +233,9 @@ def test_no_job_at_all() -> None:
         ({"resources": {"pool": "many"}}, "resources.pool", "not 'many'"),
         ({"keep": ["id"]}, "keep", "column 'id' of its own"),
         ({"keep": ["image_embedding"]}, "keep", "of its own"),
+        ({"keep": ["ID"]}, "keep", "column 'id' of its own"),
+        ({"keep": ["url", "URL"]}, "keep", "'url' and 'URL' are one column"),
+        ({"keep": [""]}, "keep", "needs a name"),
         ({"keep": {"price": "flaot"}}, "keep.price", "did you mean 'float'?"),
         ({"keep": "caption"}, "keep", "list of names"),
         ({"keep": [["caption"]]}, "keep", "list of names"),

@@ -195,6 +195,20 @@ def test_taken(changes: dict[str, Any]) -> None:
             "model",
             "alternate needs two heads",
         ),
+        (
+            {"model__heads__caption": {"decoder": {"kind": "hf", "model": "g", "trian": "lora"}}},
+            "model.heads.caption.decoder.trian",
+            "did you mean 'train'",
+        ),
+        (
+            {
+                "model__heads__caption": {
+                    "decoder": {"kind": "hf", "model": "g", "train": "lora", "rank": 0}
+                }
+            },
+            "model.heads.caption.decoder.rank",
+            "greater than 0",
+        ),
         ({"train__lr": 0}, "train.lr", "greater than 0"),
         ({"train__warmup": 1.0}, "train.warmup", "less than 1"),
         ({"train__tower_rl": 1e-5}, "train.tower_rl", "did you mean 'tower_lr'"),

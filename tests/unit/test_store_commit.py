@@ -1,6 +1,7 @@
 """Exactly once: two drivers, crashes between any two steps, lost replies, rollbacks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ from typing import Any
 import pytest
 from deltalake.exceptions import CommitFailedError
 
-from mmray.errors import StorageError
+from mmray.errors import JobFailed, StorageError
 from mmray.sources.fragment import Span, object_shard
 from mmray.store import Change, Committer, Store, write_part
+from mmray.store.rebuild import swap
+from mmray.store.table import staging_uri
 from mmray.store.verify import verify
 from tests.unit.store_samples import (
+    COLUMNS,
+    META,
     SIZE,
     STORAGE,
     assert_exactly_once,
@@ -69,6 +74,21 @@ def test_parts_become_rows(tmp_path: Path) -> None:
     assert store.count == 99
     assert store.coverage().missing(a.key, a.version, SIZE) == []
     assert verify(store).ok
+
+
+def test_a_store_that_became_another_models_takes_nothing_more(tmp_path: Path) -> None:
+    """A rebuild was swapped in while the run was at work: its vectors are of the old model."""
+    store, a, b = new_store(tmp_path), shard("a"), shard("b")
+    run = committer(store)
+    run.commit([Change((part(store, a, [(0, SIZE)]),))])
+    meta = replace(META, fingerprint="e" * 32, encoder="other")
+    staging = Store.create(staging_uri(store.uri, meta.fingerprint), STORAGE, COLUMNS, meta)
+    committer(staging).commit([Change((part(staging, a, [(0, SIZE)]),))])
+    swap(Store.open(store.uri, STORAGE), Store.open(staging.uri, STORAGE))
+    late = Change((part(store, b, [(0, SIZE)]),))
+    with pytest.raises(JobFailed, match=r"vectors of other .*not of fake .*another run"):
+        run.commit([late])
+    assert_exactly_once(store, [a])
 
 
 def test_the_same_change_again_adds_nothing(tmp_path: Path) -> None:

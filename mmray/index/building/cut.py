@@ -1,5 +1,6 @@
 """Cuts the rows of a build into pieces: what one task adds, and what a kill may lose."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -45,11 +46,22 @@ def cut(
     number = 0
     for part in (some for each in parts for some in _slices(each, most)):
         if waiting and sum(each.rows for each in waiting) + part.rows > most:
-            yield Piece(f"{number:06d}", tuple(waiting))
+            yield _piece(number, waiting)
             number, waiting = number + 1, []
         waiting.append(part)
     if waiting:
-        yield Piece(f"{number:06d}", tuple(waiting))
+        yield _piece(number, waiting)
+
+
+def _piece(number: int, parts: Sequence[PartRows]) -> Piece:
+    """Named after its rows too: a build that goes on with other memory or elsewhere is cut
+    otherwise, and what was made of other rows under the same number isn't this piece."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.path}\0{part.rows}\0".encode())
+        if part.take is not None:
+            digest.update(part.take.astype("<i8", copy=False).tobytes())
+    return Piece(f"{number:06d}-{digest.hexdigest()[:16]}", tuple(parts))
 
 
 def _slices(part: PartRows, most: int) -> Iterator[PartRows]:
