@@ -139,7 +139,7 @@ def test_the_work_is_done_by_workers(
 ) -> None:
     monkeypatch.setattr(build, "add", partial(noting, tmp_path / "marks"))
     index_job(store, tmp_path / "i")
-    done = [each.name.split("-") for each in (tmp_path / "marks").iterdir()]
+    done = [each.name.split("-", 1) for each in (tmp_path / "marks").iterdir()]
     assert len(done) == PIECES
     assert os.getpid() not in {int(pid) for pid, _ in done}
 

@@ -143,7 +143,8 @@ def test_rows_of_parquet_and_json_lines(tmp_path: Path) -> None:
         stores[kind] = str(tmp_path / kind)
         spec = runs.embed_spec("", stores[kind], encoder=LISTENER, keep={"n": "int"})
         spec["source"] = {"kind": kind, "uri": str(tmp_path / f"a.{kind}")}
-        report = embed(spec, errors={"max_fraction": 0.2})
+        spec["errors"] = {"max_fraction": 0.2}
+        report = embed(spec)
         assert report.rows_read == 30
         assert_sound(stores[kind])
         assert embed(spec).rows_read == 0
