@@ -7,15 +7,16 @@ files anyway.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mmray.flow.batch import Work
 from mmray.sources import Shard, Source
-from mmray.sources.fragment import Member, Span, slice_shard
+from mmray.sources.fragment import Member, Span, is_object, slice_shard
 from mmray.store import Change, Coverage, Store
 from mmray.store.liveness import standings
 
 Stale = dict[str, tuple[str, str]]
-"""By source_uri: etag, and the path of the part that has it, "" for the quarantine."""
+"""By source_uri: etag, and the path of the part that covers it, "" for the quarantine alone."""
 Changed = dict[str, list[Member]]
 """By the path of a part, "" for the quarantine."""
 
@@ -73,6 +74,23 @@ def make_plan(source: Source, store: Store | None, *, prune: bool = False) -> Pl
     return planner.plan
 
 
+def first_elsewhere(source: Source, store: Store) -> str | None:
+    """A uri that the store has rows of and `source` does not name; None where there is none.
+
+    Raises:
+        RefusedError: the source can't be listed.
+    """
+    shards = store.coverage().shards
+    listed = {shard.key for shard in source.shards(lambda _: True)}
+    found = {uri for key, uri in shards.items() if key not in listed}
+    if source.sliced:  # a slice runs on from folder to folder
+        parts = store.stored.parts.items()
+        mixed = [p for p, part in parts if any(span.shard not in listed for span in part.spans)]
+        found |= set(store.members(mixed)["source_uri"].to_pylist()) if mixed else set()
+        found |= {uri for uri, _, _ in store.quarantine.members()}
+    return min((uri for uri in found if not source.covers(uri)), default=None)
+
+
 class _Planner:
     """One planning: the source and the store are as they are now."""
 
@@ -105,9 +123,12 @@ class _Planner:
         listed = {shard.key for shard in shards}
         for key, uri in self.coverage.shards.items():
             if key not in listed and self.source.covers(uri):
-                self.plan.removed.append(uri)
                 gone = tuple(self.store.stored.paths(key))
-                self.plan.prunes.append(Change(remove=gone, drop_uris=frozenset({uri})))
+                uris = {uri}
+                if not is_object(key, uri):  # raw files of a store that has no rows any more
+                    uris = set(self.store.members(gone)["source_uri"].to_pylist())
+                self.plan.removed += sorted(uris)
+                self.plan.prunes.append(Change(remove=gone, drop_uris=frozenset(uris)))
 
     def _gaps(self, shard: Shard) -> list[tuple[int, int]] | None:
         """What the store lacks of this very version, and None where it has none of it."""
@@ -144,15 +165,20 @@ class _Planner:
         self._replace(changed)
         self._find_removed(stale, {member.uri for shard in slices for member in shard.members})
 
+    @cached_property
+    def _bad(self) -> dict[str, tuple[str, Span]]:
+        """Quarantined files: source_uri to etag and fragment."""
+        rows = self.store.quarantine.members()
+        return {uri: (etag, Span.parse(fragment)) for uri, etag, fragment in rows}
+
     def _pruned(self, shard: Shard) -> list[Member]:
         """Files that fragments of quarantined samples alone cover, and that none of these is of: a
         file that was gone and has come back, or one that was left out."""
         spans = self.coverage.added(shard.key)
         if not spans:
             return []
-        bad = {uri for uri, _, _ in self.store.quarantine.members()}
         covered = [member for span in spans for member in shard.members[span.start : span.stop]]
-        return [member for member in covered if member.uri not in bad]
+        return [member for member in covered if member.uri not in self._bad]
 
     def _compare(self, members: Iterable[Member], stale: Stale, changed: Changed) -> None:
         """Files that are others than those the store has, by the part that has them."""
@@ -164,10 +190,10 @@ class _Planner:
 
     def _count_done(self, missing: Iterable[Member], stale: Stale) -> None:
         for member in missing:
-            etag, path = stale.get(member.uri, ("", ""))
+            etag, _ = stale.get(member.uri, ("", ""))
             if etag == member.etag:
                 self.plan.skipped_rows += 1
-                self.plan.skipped_quarantined += not path
+                self.plan.skipped_quarantined += member.uri in self._bad
 
     def _stale_rows(self, slices: list[Shard]) -> Stale:
         """What slices that are not listed any more have of this source."""
@@ -175,9 +201,10 @@ class _Planner:
         first, last = slices[0].members[0].uri, slices[-1].members[-1].uri
         rows: Stale = {}
         if self.quarantined.keys() - listed:
-            for uri, etag, fragment in self.store.quarantine.members():
-                if Span.parse(fragment).shard not in listed and self.source.covers(uri):
-                    rows[uri] = (etag, "")
+            for uri, (etag, span) in self._bad.items():
+                if span.shard not in listed and self.source.covers(uri):
+                    owners = self.store.stored.overlapping(span)
+                    rows[uri] = (etag, owners[0] if owners else "")
         for path, part in self.store.stored.parts.items():
             low, high = part.min_uri, part.max_uri
             # A slice runs on from folder to folder: of another job's, some may be this source's.

@@ -109,7 +109,7 @@ class Flow:
                 before = self.tally.read
                 failures = self._pass(plan, signalled)
                 self._check_budget(at_end=False)
-                left = None if limit is None else limit - self.tally.read
+                left = None if limit is None else limit - self.tally.read - self._waiting()
                 if not self._is_left() or (left is not None and left <= 0):
                     break
                 strikes = 0 if self.tally.read > before else strikes + 1
@@ -118,6 +118,7 @@ class Flow:
                 self._show.say("some work was not finished; taking it up again carefully")
                 self._stages = replace(self._stages, careful=True, limit=left)
                 plan = self._replan()
+                self._committer.rebase()
         self._check_budget(at_end=True)
 
     def _pass(self, plan: Plan, signalled: list[int]) -> list[Failed]:
@@ -205,6 +206,18 @@ class Flow:
             filtered=sum(self.tally.filtered.values()),
             fraction=self._fraction / len(self._wanted),
         )
+
+    def _waiting(self) -> int:
+        """Samples of changed shards that are not whole, and so not committed."""
+        held = [
+            each
+            for shard, parts in self._held.items()
+            if self._covered[shard] != self._wanted[shard]
+            for each in parts
+        ]
+        receipts = [each.receipt for each in held]
+        left_out = sum(sum(each.filtered.values()) for each in held)
+        return left_out + sum(each.rows + len(each.quarantined) for each in receipts)
 
     def _is_left(self) -> bool:
         """Whether any of the planned ranges is not covered by what was committed."""

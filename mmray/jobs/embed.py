@@ -8,7 +8,7 @@ from mmray.encoders import EncodeOptions, describe
 from mmray.errors import Interrupted, JobFailed, RefusedError, SpecError, StorageError
 from mmray.flow.decoding import keeps_times
 from mmray.flow.drive import cluster
-from mmray.flow.plan import Plan, make_plan
+from mmray.flow.plan import Plan, first_elsewhere, make_plan
 from mmray.flow.run import Flow, Tally, check_budget
 from mmray.flow.stages import Stages
 from mmray.jobs.begun import Begun
@@ -201,14 +201,12 @@ class EmbedJob:
         Raises:
             RefusedError: it would take another job's rows out.
         """
-        others = sorted(
-            uri for uri in main.coverage().shards.values() if not self.source.covers(uri)
-        )
-        if others:
+        other = first_elsewhere(self.source, main)
+        if other is not None:
             raise RefusedError(
-                f"{main.uri} also holds rows that aren't of this source, such as those of "
-                f"{others[0]}, and a rebuild would lose them: name a source that has all of them, "
-                "or another store"
+                f"{main.uri} also holds rows that aren't of this source, such as those of {other}, "
+                "and a rebuild would lose them: name a source that has all of them, or another "
+                "store"
             )
         return self._plan(main).removed
 

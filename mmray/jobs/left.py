@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from mmray.flow.batch import Work
 from mmray.jobs.probe import Timed
 from mmray.sources import Span
+from mmray.sources.fragment import is_object
 from mmray.sources.rangefile import RangeFile
-from mmray.sources.storelog import is_object
 from mmray.sources.webdataset import GZIP_EXTENT
 from mmray.specs import EmbedSpec
 from mmray.storage import Storage

@@ -107,7 +107,8 @@ class _Replay:
         return Replay(stages, lambda: self._committer(store), replan, self.show)
 
     def _committer(self, store: Store) -> Committer:
-        return Committer(store, run_id=self.job.begun.run_id, base_version=store.version)
+        run_id, meta = self.job.begun.run_id, self.job.meta
+        return Committer(store, run_id, base_version=store.version, meta=meta)
 
     def _try(self, store: Store, replay: Replay, plan: ReplayPlan) -> None:
         wanted = len(plan.wanted)

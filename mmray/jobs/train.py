@@ -113,7 +113,7 @@ class _Run:
             raise interrupted
         if ended.failed:
             raise JobFailed(ended.failed, self.report(ended, ended.failed))
-        self.checkpoints.finish()
+        self.checkpoints.finish(ended.course.step, ended.course.best_step)
         self._tidy()
         return self.report(ended, "")
 

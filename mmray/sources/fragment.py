@@ -95,6 +95,11 @@ def object_shard(uri: str, etag: str, size: int) -> Shard:
     return Shard(uri, etag, max(size, 1), digest(uri, 8), digest(etag, 4))
 
 
+def is_object(key: str, uri: str) -> bool:
+    """Whether a shard of this key is the object `uri`; a slice's key is made of all its files."""
+    return key == digest(uri, 8)
+
+
 def slice_shard(members: tuple[Member, ...]) -> Shard:
     """The shard that a run of raw files makes; its key changes with any of its files."""
     mark = digest("\n".join(f"{member.uri}\0{member.etag}" for member in members), 8)

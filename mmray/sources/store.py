@@ -17,13 +17,21 @@ from mmray.errors import RefusedError, SampleError, ShardChanged, StorageError
 from mmray.sources.columns import bare, is_bytes, is_text
 from mmray.sources.cut import Cut, Item, cut_fragments
 from mmray.sources.files import SLICE_ROWS, slices
-from mmray.sources.fragment import Fragment, Member, Sample, Shard, Span, digest, slice_shard
+from mmray.sources.fragment import (
+    Fragment,
+    Member,
+    Sample,
+    Shard,
+    Span,
+    digest,
+    is_object,
+    slice_shard,
+)
 from mmray.sources.storelog import (
     Held,
     Snapshot,
     UriHistory,
     follows,
-    is_object,
     read_snapshot,
 )
 from mmray.sources.storepart import DamagedPart, PartReader

@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from mmray.errors import RefusedError, StorageError
-from mmray.sources.fragment import Span, digest
+from mmray.sources.fragment import Span, is_object
 from mmray.storage import Storage, join, with_backoff
 
 FORMAT = 1
@@ -54,11 +54,6 @@ class Snapshot:
 
     schema: pa.Schema
     held: tuple[Held, ...]
-
-
-def is_object(key: str, uri: str) -> bool:
-    """Whether a shard of this key is the object `uri`; a slice's key is made of all its files."""
-    return key == digest(uri, 8)
 
 
 def read_snapshot(

@@ -131,8 +131,8 @@ class Contrastive(_Head):
     loss: Literal["infonce", "sigmoid", "moco"] = "infonce"
     """`infonce`: against the global batch; `sigmoid`: each pair by itself (SigLIP); `moco`: against
     the vectors of a slowly moving copy, and a queue of them."""
-    temperature: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Where it begins; left out: 0.07, or 0.1 for `sigmoid`."""
+    temperature: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    """Where it begins; left out: 0.07, or 0.1 for `sigmoid`. It never falls below 0.01."""
     learned: bool = True
     """Whether the temperature is learned."""
     queue: Annotated[int, Field(gt=0, le=1_000_000)] = 4096

@@ -17,6 +17,7 @@ from mmray.store.coverage import Coverage, PartInfo, overlap
 from mmray.store.liveness import Group, Standing, alone, standings
 from mmray.store.parts import Receipt, attempt_of
 from mmray.store.rewrite import without_rows
+from mmray.store.schema import StoreMeta
 from mmray.store.table import Store
 
 GRACE = timedelta(minutes=15)
@@ -25,7 +26,8 @@ commits or gives up within `delta.PATIENCE`."""
 
 
 class Committer:
-    """The one writer of a run. `base_version` is the version that the run was planned on."""
+    """The one writer of a run. `base_version` is the version that the run was planned on, and
+    `meta` says what its vectors are, where the store might not any more."""
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class Committer:
         run_id: str,
         base_version: int | None = None,
         *,
+        meta: StoreMeta | None = None,
         patience: float = delta.PATIENCE,
         grace: timedelta = GRACE,
     ) -> None:
@@ -41,7 +44,7 @@ class Committer:
         seen = store
         if base_version is not None and base_version != store.version:
             seen = Store.open(store.uri, store.storage, base_version)
-        self._base, self._meta = seen.stored.copy(), seen.meta
+        self._base, self._meta = seen.stored.copy(), meta or seen.meta
         self._own: set[str] = set()
 
     def commit(self, changes: Sequence[Change]) -> Outcome:
@@ -58,6 +61,10 @@ class Committer:
         attempt = _Attempt(self, [make_ready(change) for change in changes])
         delta.persist(self._store.uri, attempt.once, self._patience)
         return attempt.finish()
+
+    def rebase(self) -> None:
+        """The run was planned anew, on the version that is loaded."""
+        self._base = self._store.stored.copy()
 
     def require_same_model(self) -> None:
         """Raises JobFailed where the store has become another model's since the run was planned: a

@@ -100,9 +100,21 @@ def _settle(groups: list[Group]) -> dict[tuple[str, str], Standing]:
 
 
 def settle_ids(rows: pa.Table, stored: Coverage, read_ids: IdReader) -> pa.Table:
-    """Of rows with one id the latest; none whose id another part of the store has by now."""
+    """Of rows with one id one of the latest etag; none whose id another part of the store has.
+
+    One that goes with a part of the store comes first: others may be on their way into a part that
+    takes its place, and count only when that is there.
+    """
     order = pc.sort_indices(rows, [("at", "descending"), ("attempt", "ascending")])
     rows = rows.take(order)
+    columns = (rows[name].to_pylist() for name in ("id", "source_etag", "attempt"))
+    latest: dict[str, str] = {}
+    attempts = stored.attempts
+    ranks = [
+        (latest.setdefault(name, etag) != etag, attempt not in attempts)
+        for name, etag, attempt in zip(*columns, strict=True)
+    ]
+    rows = rows.take(pa.array(sorted(range(len(ranks)), key=ranks.__getitem__), pa.int64()))
     elsewhere = _stored_elsewhere(rows, stored, read_ids)
     seen: set[str] = set(elsewhere)
     keep = []

@@ -14,6 +14,7 @@ from mmray.sources import Shard, Source, open_source
 from mmray.specs.train import TrainSpec
 from mmray.storage import Storage
 from mmray.train.checkpoints import MODEL, Checkpoints, path_of
+from mmray.train.decoded import NO_GROUP
 from mmray.train.kept import NO_LABELS, data_key, writer
 from mmray.train.pinned import Piece, make_piece, pin, pinned
 from mmray.train.samples import Samples
@@ -113,6 +114,19 @@ def _check(spec: TrainSpec, samples: Samples) -> None:
         assert spec.model.heads.classify is not None
         field = spec.model.heads.classify.label
         raise SpecError("model.heads.classify.label", f"no training sample has a {field!r}")
+    regress = spec.model.heads.regress
+    if regress is not None and not samples.learns_from("number"):
+        words = f"no training sample has a number {regress.label!r}"
+        raise SpecError("model.heads.regress.label", words)
+    wanted = [*spec.model.towers, *(["text"] if spec.model.heads.caption is not None else [])]
+    for modality in wanted:
+        if not samples.learns_from(modality):
+            text = modality == "text"
+            place = "data.text" if text else f"model.towers.{modality}"
+            what = f"a {spec.data.text!r}" if text else modality
+            raise SpecError(place, f"no training sample has {what}")
+    if split.group is not None and bool((samples.groups == NO_GROUP).all()):
+        raise SpecError("data.split.group", f"no sample has a {split.group!r}")
 
 
 def _first_checkpoint(spec: TrainSpec, storage: Storage, settled: Settled) -> None:

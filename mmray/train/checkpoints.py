@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmray.errors import RefusedError
+from mmray.errors import JobFailed, RefusedError
 from mmray.models.joint import FROZEN
 from mmray.storage import Storage, blobs, join
 from mmray.storage.blobs import File
@@ -116,11 +116,12 @@ class Checkpoints:
         if under_way is not None:
             under_way.result()
 
-    def finish(self) -> None:
-        """Mark the training as done."""
+    def finish(self, step: int, best: int | None) -> None:
+        """Mark the training as done after `step`; the pointer of a run that was killed as it wrote
+        its last checkpoint still names the one before."""
         self.wait()
-        pointer = self.pointer() or {}
-        self._point({**pointer, "done": True})
+        kept = path_of(step if best is None else best)
+        self._point({"last": path_of(step), "best": kept, "done": True})
 
     def pointer(self) -> dict[str, Any] | None:
         """`checkpoint.json`: `last` and `best` are paths of checkpoints, `done` says if training
@@ -128,6 +129,7 @@ class Checkpoints:
         return read_pointer(self._storage, self._output)
 
     def _save(self, step: int, write: Callable[[Path, bool], None], best: int | None) -> None:
+        self._require_under_way()
         path = path_of(step)
         again = self._frozen(path)
         with blobs.scratch() as folder:
@@ -143,8 +145,14 @@ class Checkpoints:
         place = join(self._output, path, "manifest.json")
         self._storage.write_bytes(place, json.dumps(manifest).encode())
         kept = path_of(step if best is None else best)
+        self._require_under_way()
         self._point({"last": path, "best": kept, "done": False})
         self._prune(step, kept)
+
+    def _require_under_way(self) -> None:
+        """Raises JobFailed where another run has ended this training: what it learned stays."""
+        if (self.pointer() or {}).get("done"):
+            raise JobFailed(f"another run has ended the training of {self._output} meanwhile")
 
     def _frozen(self, path: str) -> list[File]:
         """The files of frozen weights, copied from the checkpoint before; none where that can't be
@@ -170,14 +178,15 @@ class Checkpoints:
         self._storage.write_bytes(join(self._output, POINTER), data)
 
     def _prune(self, step: int, best: str) -> None:
-        """Remove others, manifests first, so that none is ever whole in name only."""
+        """Remove earlier ones, manifests first, so that none is ever whole in name only. Later ones
+        are torn, or another run's that is ahead."""
         before = [each.step for each in self.found() if each.step <= step][:BEFORE]
         kept = {best, *(path_of(each) for each in before)}
         gone: dict[str, list[str]] = {}
         root = self._storage.normalise(join(self._output, FOLDER))
         for item in self._storage.list(root):
             name = f"{FOLDER}/{item.uri.removeprefix(root).lstrip('/').partition('/')[0]}"
-            if name not in kept:
+            if name not in kept and name < path_of(step):
                 gone.setdefault(name, []).append(item.uri)
         for name, uris in gone.items():
             for uri in sorted(uris, key=lambda each: not each.endswith("/manifest.json")):

@@ -265,8 +265,9 @@ class Loop:
     def _held_out(self) -> Iterator[Found]:
         """Batches of nearly one size; no rank is without rows."""
         test = self.data.samples.test
-        count = max(1, math.ceil(len(test) / max(self.spec.train.batch_size, self.place.world)))
         place = self.place
+        count = math.ceil(len(test) / max(self.spec.train.batch_size, place.world))
+        count = max(1, min(count, len(test) // place.world))
         parts = [share_of(part, place.rank, place.world) for part in np.array_split(test, count)]
         for rows, batch in zip(parts, one_ahead(self.data.batches, parts), strict=True):
             match = torch.from_numpy(self.data.samples.match[rows])

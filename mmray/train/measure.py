@@ -13,6 +13,7 @@ from mmray.models.joint.batch import JointBatch
 from mmray.models.joint.gather import all_rows, total, world
 from mmray.models.joint.heads import NO_LABEL
 from mmray.models.joint.model import JointModel
+from mmray.models.joint.objective import stacked
 
 KS = (1, 5, 10)
 QUERIES = 512
@@ -33,7 +34,7 @@ def better(metric: str, one: float, other: float | None) -> bool:
 def evaluate(model: JointModel, batches: Iterable[Found], rank: int) -> dict[str, float]:
     """Metrics by name, `val/...`; the same on every rank. Leaves the model in training mode."""
     sums: dict[str, torch.Tensor] = {}
-    rows = 0
+    counts: dict[str, float] = {}
     vectors: dict[str, list[torch.Tensor]] = {name: [] for name in model.modalities}
     present: dict[str, list[torch.Tensor]] = {name: [] for name in model.modalities}
     matches: list[torch.Tensor] = []
@@ -41,12 +42,12 @@ def evaluate(model: JointModel, batches: Iterable[Found], rank: int) -> dict[str
     model.train(False)
     for batch, match in batches:
         output = model(batch)
-        count = int(total(torch.tensor(batch.rows, device=model.device)))
-        rows += count
-        assert output.loss is not None
-        for name, loss in {**output.losses, "": output.loss}.items():
+        here = {"contrastive": _pairs(model, batch), **model.counts([batch])}
+        for name, loss in output.losses.items():
+            count = float(here[name])
             mean = total(loss.detach().double()) / world()
             sums[name] = sums.get(name, torch.zeros_like(mean)) + mean * count
+            counts[name] = counts.get(name, 0.0) + count
         if "contrastive" in model.heads:
             for name in model.modalities:
                 vectors[name].append(all_rows(output.vectors[name]).cpu())
@@ -58,9 +59,10 @@ def evaluate(model: JointModel, batches: Iterable[Found], rank: int) -> dict[str
             hits = (output.predictions["classify"].argmax(1) == labels) & known
             right += torch.stack([hits.sum(), known.sum()]).double()
     model.train(True)
-    found = {
-        "val/loss" + (f"_{name}" if name else ""): float(each) / rows for name, each in sums.items()
-    }
+    # By what counts for a head: a batch without its labels says nothing of it.
+    losses = {name: each / max(counts[name], 1.0) for name, each in sums.items()}
+    found = {f"val/loss_{name}": float(each) for name, each in losses.items()}
+    found["val/loss"] = float(model.weighted(losses))
     if "classify" in model.heads:
         hits_, known_ = total(right).tolist()
         found["val/accuracy"] = hits_ / known_ if known_ else 0.0
@@ -68,6 +70,12 @@ def evaluate(model: JointModel, batches: Iterable[Found], rank: int) -> dict[str
         whole = {name: (torch.cat(vectors[name]), torch.cat(present[name])) for name in vectors}
         found |= retrieval(whole, torch.cat(matches), rank)
     return found
+
+
+def _pairs(model: JointModel, batch: JointBatch) -> torch.Tensor:
+    """Pairs of modalities that the rows of all ranks have."""
+    have = stacked(batch, model.modalities).sum(1)
+    return total((have * (have - 1) // 2).sum())
 
 
 def retrieval(
@@ -108,6 +116,8 @@ def _score(
     """Hits at each k, the sum of reciprocal ranks, and queries that had anything to find."""
     sums = torch.zeros(len(KS) + 2, dtype=torch.float64)
     vectors, of_vectors = vectors[candidates], of_vectors[candidates]
+    if not len(vectors):
+        return sums
     for start in range(0, len(queries), QUERIES):
         part = slice(start, start + QUERIES)
         scores = queries[part] @ vectors.T

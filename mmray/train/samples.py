@@ -114,6 +114,14 @@ class Samples:
             return Labels(classes)
         return Labels(classes, float(numbers.mean()), float(numbers.std()) or 1.0)
 
+    def learns_from(self, name: str) -> bool:
+        """Whether any training sample has a modality, or a value in the column `number`."""
+        column = "number" if name == "number" else COLUMN + name
+        if column not in self._batches[0].schema.names:  # texts that are kept as texts
+            column = name
+        there = pc.is_valid(self._column(column)).take(pa.array(self.train))
+        return bool(pc.any(there).as_py())
+
     def unknown_classes(self, classes: Sequence[str]) -> int:
         """Held-out samples whose class no training sample has."""
         column = self._column("category").take(pa.array(self.test))

@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +24,19 @@ from mmray.storage import Storage
 from mmray.store import Change, Committer, Store, StoreColumns, StoreMeta
 from mmray.store.compact import compact
 from mmray.store.parts import Receipt
+from mmray.store.quarantine import Quarantine
 from mmray.store.verify import verify
 
 STORAGE = Storage()
 LEAST = 5
 """Characters of a text that is not left out."""
+BAD = b"\xff\xfe\xfa text"
+STEPS = [(Store, "apply"), (Quarantine, "_append"), (Quarantine, "_delete")]
+"""What a commit writes."""
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
 
 
 @dataclass
@@ -203,12 +213,112 @@ def test_a_folder_within_the_folder_of_another_job(folder: Folder, year: str) ->
     assert folder.texts().keys() == names - {f"{year}/a"}
 
 
+@pytest.mark.parametrize("between", ["no", ""])
+def test_a_bad_file_that_comes_back_is_in_quarantine_again(folder: Folder, between: str) -> None:
+    """Its row went with the quarantine's alone, while the part went on covering it."""
+    folder.put("a")
+    folder.put("b", BAD)
+    job = folder.job()
+    job.run()
+    for text in (None, between, None, between):
+        folder.path("b").unlink()
+        if text is not None:
+            folder.put("b", text)
+        job.run(prune=True)
+        assert folder.bad() == set()
+        folder.put("b", BAD)
+        job.run(prune=True)
+        assert (folder.texts().keys(), folder.bad()) == ({"a"}, {"b"})
+        assert job.plan().work == []
+
+
+@pytest.fixture
+def one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of several fragments, two files each."""
+
+    def receipts(self: Job, work: Work) -> tuple[Receipt, ...]:
+        found = [each for each in self.stages.fused(work) if isinstance(each, Finished)]
+        return tuple(each.receipt for each in found)
+
+    monkeypatch.setattr(Job, "receipts", receipts)
+    monkeypatch.setattr(Stages, "rows", 2)
+
+
+@pytest.mark.parametrize("rival", [False, True], ids=["killed", "two drivers"])
+def test_quarantined_ones_stay_as_a_row_of_their_part_leaves(
+    folder: Folder, one_part: None, monkeypatch: pytest.MonkeyPatch, rival: bool
+) -> None:
+    """They are carried over before the commit: whatever comes between, they are in quarantine."""
+    for name in "abcd":
+        folder.put(name, "" if name in "ab" else BAD)
+    folder.job().run()
+    assert len(folder.store.parts()) == 1
+    folder.path("b").unlink()
+    with monkeypatch.context() as patch:
+        once = interrupt(patch, (Store, "apply"), 1, folder.job() if rival else None, prune=True)
+        with once:
+            folder.job().run(prune=True)
+    assert folder.bad() == {"c", "d"}
+    assert folder.job().run(prune=True).work == []
+    assert (folder.texts().keys(), folder.bad()) == ({"a"}, {"c", "d"})
+
+
+def test_a_plan_asks_for_the_quarantine_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmray.sources.files.SLICE_ROWS", 2)
+    for name in "abcdefgh":
+        folder.put(name, BAD)
+    job = folder.job()
+    job.run()
+    asked: list[int] = []
+    inner = Quarantine.members
+    monkeypatch.setattr(Quarantine, "members", lambda self: asked.append(1) or inner(self))
+    assert job.plan().skipped_quarantined == 8
+    assert len(asked) == 1
+
+
+@contextmanager
+def interrupt(
+    patch: pytest.MonkeyPatch,
+    step: tuple[type, str],
+    at: int,
+    rival: Job | None,
+    *,
+    before: bool = True,
+    prune: bool,
+) -> Iterator[None]:
+    """Around the `at`-th call of a step of a commit: another job runs, or the process is killed."""
+    owner, name = step
+    inner = getattr(owner, name)
+    left = at
+
+    def wrapped(*given: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        mine = left == 0
+        done = None if mine and before else inner(*given, **more)
+        if mine and rival is not None:
+            rival.run(prune=prune)
+        elif mine:
+            raise Killed
+        return inner(*given, **more) if mine and before else done
+
+    patch.setattr(owner, name, wrapped)
+    with suppress(Killed):
+        yield
+
+
 @pytest.mark.parametrize("seed", range(24))
-def test_whatever_happens_each_file_is_there_once(folder: Folder, seed: int) -> None:
-    """Files come, go, change and come back, runs are killed, and a second job shares the folder."""
+def test_whatever_happens_each_file_is_there_once(
+    folder: Folder, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files come, go, change and come back, runs are killed between any two steps, others commit
+    between them, and jobs share the folder."""
     rng = random.Random(seed)
+    monkeypatch.setattr(Stages, "rows", rng.choice([1, 2, 64]))
     names = [f"{year}/{letter}" for year in ("1", "2") for letter in "abcd"]
-    contents: list[str | bytes] = ["", "other words", "no", b"\xff\xfe\xfa text"]
+    contents: list[str | bytes] = ["", "other words", "no", BAD]
     for name in names:
         folder.put(name)
     jobs = [folder.job(), folder.job("in/1"), folder.job("in/2")]
@@ -221,7 +331,18 @@ def test_whatever_happens_each_file_is_there_once(folder: Folder, seed: int) -> 
         for year in ("1", "2"):  # an empty source is refused
             folder.put(f"{year}/stays")
         for _ in range(rng.randint(0, 2)):
-            rng.choice(jobs).run(prune=rng.random() < 0.5, commits=rng.randint(0, 4))
+            job, prune = rng.choice(jobs), rng.random() < 0.5
+            if rng.random() < 0.5:
+                job.run(prune=prune, commits=rng.randint(0, 4))
+                continue
+            rival = rng.choice([None, None, folder.job(), folder.job("in/1")])
+            at, before = rng.randint(1, 3), rng.random() < 0.5
+            step = rng.choice(STEPS)
+            with (
+                monkeypatch.context() as patch,
+                interrupt(patch, step, at, rival, before=before, prune=prune),
+            ):
+                job.run(prune=prune)
         if rng.random() < 0.2:
             compact(folder.store)
         jobs[0].run(prune=True)

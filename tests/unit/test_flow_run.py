@@ -77,6 +77,10 @@ def spec_of(folder: Path, uri: str = "in", **fields: Any) -> EmbedSpec:
     )
 
 
+def files(folder: Path, uri: str, **fields: Any) -> EmbedSpec:
+    return spec_of(folder, uri, source={"kind": "files", "uri": str(folder / uri)}, **fields)
+
+
 def run(spec: EmbedSpec, limit: int | None = None) -> Flow:
     """What is left of `spec`, to its end."""
     options = EncodeOptions()
@@ -141,6 +145,45 @@ def test_a_limit_is_met_though_the_worker_is_lost(
     Drive.lost = 1
     spec = spec_of(tmp_path)
     assert run(spec, 30).tally.read == 30 == rows(spec)
+
+
+def test_a_limit_below_a_changed_shard_commits_nothing(tmp_path: Path) -> None:
+    """Its rows are swapped as a whole, and so much was not asked for."""
+    lines(tmp_path / "in" / "a.jsonl", 50)
+    spec = spec_of(tmp_path)
+    run(spec)
+    lines(tmp_path / "in" / "a.jsonl", 60)
+    assert run(spec, 10).tally.read == 0
+    assert rows(spec) == 50
+    assert run(spec).tally.read == 60 == rows(spec)
+
+
+def test_what_a_neighbour_rewrote_does_not_keep_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run replaces a file of a part while this one has a new file of the same range."""
+    monkeypatch.setattr("mmray.sources.files.SLICE_ODDS", 1 << 16)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abcdxyz":
+        (folder / f"{name}.txt").write_text(f"the text of {name}")
+    spec = files(tmp_path, "in")
+    run(spec)
+    (folder / "b.txt").write_text("other words")
+    once = iter([True])
+    inner = Flow._begin
+
+    def begin(self: Flow, plan: Plan) -> None:
+        if next(once, False):
+            (folder / "m.txt").rename(tmp_path / "m.txt")
+            run(spec)
+            (tmp_path / "m.txt").rename(folder / "m.txt")
+        inner(self, plan)
+
+    monkeypatch.setattr(Flow, "_begin", begin)
+    (folder / "m.txt").write_text("the text of m")
+    assert run(spec).tally.written == 1
+    assert rows(spec) == 8
 
 
 @pytest.mark.parametrize(
@@ -237,6 +280,19 @@ def test_a_rebuild_tells_which_rows_it_can_not_make_again(tmp_path: Path) -> Non
     with progress(quiet=True) as show:
         found = EmbedJob(spec, None, show).look()
     assert found.plan.removed == [str(tmp_path / "in" / "b.jsonl")]
+
+
+def test_a_rebuild_does_not_lose_what_shares_a_slice(tmp_path: Path) -> None:
+    """Of a slice that runs on from folder to folder the first file is not all."""
+    for name in ("1/a", "1/b", "2/a", "2/b"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"{name}.txt").write_text(f"the text of {name}")
+    run(files(tmp_path, "in"))
+    other = {"encoder": {"kind": "import", "model": "tests.toys:OtherToy"}}
+    for name, lost in (("in/1", "in/2/a.txt"), ("in/2", "in/1/a.txt")):
+        with pytest.raises(RefusedError, match=f"such as those of .*{lost}"):
+            job(files(tmp_path, name, **other, on_model_change="rebuild"))
+    assert rows(files(tmp_path, "in")) == 4
 
 
 def test_failed_work_names_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,10 @@ def test_a_store_that_became_another_models_takes_nothing_more(tmp_path: Path) -
     with pytest.raises(JobFailed, match=r"vectors of other .*not of fake .*another run"):
         run.commit([late])
     assert_exactly_once(store, [a])
+    # One that begins only now says what its vectors are.
+    with pytest.raises(JobFailed, match=r"vectors of other .*not of fake"):
+        Committer(Store.open(store.uri, STORAGE), "replay", meta=META).commit([late])
+    assert_exactly_once(store, [a])
 
 
 def test_the_same_change_again_adds_nothing(tmp_path: Path) -> None:

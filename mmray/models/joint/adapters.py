@@ -124,8 +124,9 @@ class Tuning:
         if self.train != "adalora" or not state:
             return
         ranks = self._tuner.rankallocator
+        device = next(self.network.parameters()).device
         for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            setattr(ranks, name, dict(state[name]))
+            setattr(ranks, name, {place: each.to(device) for place, each in state[name].items()})
         self._tuner.peft_config["default"].rank_pattern = state["rank_pattern"]
 
     @property

@@ -78,7 +78,9 @@ class ContrastiveHead(nn.Module):
         return (ways[0] + ways[1]) / 2
 
     def _keys(self, batch: torch.Tensor, groups: torch.Tensor, place: int) -> Keys:
-        size = int(self.get_buffer("filled")[place].clamp(max=self.get_buffer("queue").shape[1]))
+        # Held-out losses would rise as the queue fills: there a batch is only held against itself.
+        filled = self.get_buffer("filled")[place] * self.training
+        size = int(filled.clamp(max=self.get_buffer("queue").shape[1]))
         queue = self.get_buffer("queue")[place, :size].to(batch.dtype)
         older = self.get_buffer("queue_groups")[place, :size]
         return Keys(batch, queue, torch.cat([groups, older]))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmray.models.joint import pretrained, small
 from mmray.models.joint.adapters import Tuning
@@ -46,10 +47,14 @@ class Tower(nn.Module):
         return self.tuning.train == "frozen"
 
     def train(self, mode: bool = True) -> "Tower":
-        """A frozen network stays as it is when it's embedded: without dropout."""
+        """A frozen network stays as it is when it's embedded: without dropout. So do the statistics
+        of a pretrained one: a batch's are of one part on one rank, stand-ins among its rows."""
         super().train(mode)
         if self.frozen:
             self.network.eval()
+        for module in self.network.modules():
+            if not self.new and isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def forward(self, value: Input) -> torch.Tensor:
