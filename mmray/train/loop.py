@@ -263,12 +263,9 @@ class Loop:
             tuning.load_state(kept)
 
     def _held_out(self) -> Iterator[Found]:
-        """Batches of nearly one size; no rank is without rows."""
-        test = self.data.samples.test
         place = self.place
-        count = math.ceil(len(test) / max(self.spec.train.batch_size, place.world))
-        count = max(1, min(count, len(test) // place.world))
-        parts = [share_of(part, place.rank, place.world) for part in np.array_split(test, count)]
+        every = held_out_parts(self.data.samples.test, self.spec.train.batch_size, place.world)
+        parts = [share_of(part, place.rank, place.world) for part in every]
         for rows, batch in zip(parts, one_ahead(self.data.batches, parts), strict=True):
             match = torch.from_numpy(self.data.samples.match[rows])
             yield batch.to(place.device), match.to(place.device)
@@ -285,6 +282,12 @@ class Loop:
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8:,} more" if len(ids) > 8 else "")
         kept = f"the weights of step {self._saved} are kept in {path_of(self._saved)}"
         return f"{what} at step {step}, on the samples {shown}; {kept}"
+
+
+def held_out_parts(rows: np.ndarray, batch: int, world: int) -> list[np.ndarray]:
+    """Held-out samples in batches of nearly one size; no rank is without rows in any."""
+    count = min(math.ceil(len(rows) / max(batch, world)), len(rows) // world)
+    return np.array_split(rows, max(1, count))
 
 
 def _finite(told: dict[str, float]) -> bool:

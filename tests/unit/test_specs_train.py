@@ -209,6 +209,11 @@ def test_taken(changes: dict[str, Any]) -> None:
             "model.heads.caption.decoder.rank",
             "greater than 0",
         ),
+        (
+            {"model__heads__contrastive": {"temperature": 0.005}},
+            "model.heads.contrastive.temperature",
+            "greater than or equal to 0.01",
+        ),
         ({"train__lr": 0}, "train.lr", "greater than 0"),
         ({"train__warmup": 1.0}, "train.warmup", "less than 1"),
         ({"train__tower_rl": 1e-5}, "train.tower_rl", "did you mean 'tower_lr'"),

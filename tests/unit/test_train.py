@@ -314,6 +314,28 @@ def test_too_many_bad_samples_end_it(tmp_path: Path) -> None:
             SpecError,
             "no training sample has a 'kind'",
         ),
+        ({"model__heads": {"regress": {"label": "kind"}}}, SpecError, "has a number 'kind'"),
+        ({"data__text": "captoin"}, SpecError, "data.text: no training sample has a 'captoin'"),
+        (
+            {
+                "data__text": "captoin",
+                "data__split": {"test": 0.25},
+                "model__towers": {"image": training.TOWERS["image"]},
+                "model__heads": {"caption": {"width": 16, "layers": 1}},
+            },
+            SpecError,
+            "data.text: no training sample has a 'captoin'",
+        ),
+        (
+            {"data__split": {"test": 0.25, "group": "captoin"}},
+            SpecError,
+            "data.split.group: no sample has a 'captoin'",
+        ),
+        (
+            {"model__towers": {**training.TOWERS, "audio": {"kind": "conv"}}},
+            SpecError,
+            "model.towers.audio: no training sample has audio",
+        ),
         ({"resources__gpus_per_worker": 1}, RefusedError, "torch sees none"),
         (
             {"model__towers": {"audio": {"kind": "conv"}, "video": {"kind": "conv"}}},
