@@ -22,7 +22,7 @@ demo: setup ## real pictures, captions and speech: embedded, stored, searched, l
 
 test: setup browser ## unit, ray and e2e tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical --maxprocesses 4
-	@$(BIN)/python -m pytest tests/ray -m "not soak"
+	@$(BIN)/python -m pytest tests/ray -m "not soak" -n 2
 	@$(BIN)/python -m pytest tests/e2e -m "not soak" -n 2
 
 soak: setup ## hundreds of random kills, deadly samples, nodes that come: every sample and row once
