@@ -31,12 +31,14 @@ class PackedLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this build of torch has the two operations."""
+    """Whether this build of torch has the two operations, and this CPU what they need: without
+    AVX-512 bfloat16 is emulated, and oneDNN lays no weights out for it."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     names = ("mkldnn::_reorder_linear_weight", "mkldnn::_linear_pointwise")
     try:
-        return has(names[0], "CPU") and has(names[1], "MkldnnCPU")
-    except RuntimeError:
+        there = has(names[0], "CPU") and has(names[1], "MkldnnCPU")
+        return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (RuntimeError, AttributeError):
         return False
 
 
