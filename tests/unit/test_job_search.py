@@ -32,8 +32,7 @@ from tests.unit.index_jobs import build, scattered, table
 
 ROWS, K = 300, 5
 FOUND = vectors(ROWS, seed=2)
-"""Of no two neighbours of one row the scores are nearer than 7e-6: float32 tells them apart on every
-CPU."""
+"""Scores of a row's neighbours are 7e-6 apart at least: float32 tells them apart on every CPU."""
 
 
 class World:
