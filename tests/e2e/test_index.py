@@ -77,7 +77,8 @@ class World:
         for each in self.storage.list(f"{self.index}/_mmray/building"):
             place, _, name = each.uri.rpartition("/")
             if name in ("start.json", "done.json"):
-                key = "start" if name == "start.json" else place.rpartition("/")[2]
+                piece = place.rpartition("/")[2].partition("-")[0]
+                key = "start" if name == "start.json" else piece
                 found[key] = self.storage.read_bytes(each.uri)
         return found
 
