@@ -126,7 +126,8 @@ class _Planner:
                 gone = tuple(self.store.stored.paths(key))
                 uris = {uri}
                 if not is_object(key, uri):  # raw files of a store that has no rows any more
-                    uris = set(self.store.members(gone)["source_uri"].to_pylist())
+                    members = self.store.members(gone)["source_uri"].to_pylist()
+                    uris = set(filter(self.source.covers, members))
                 self.plan.removed += sorted(uris)
                 self.plan.prunes.append(Change(remove=gone, drop_uris=frozenset(uris)))
 
@@ -206,10 +207,11 @@ class _Planner:
                     owners = self.store.stored.overlapping(span)
                     rows[uri] = (etag, owners[0] if owners else "")
         for path, part in self.store.stored.parts.items():
-            low, high = part.min_uri, part.max_uri
+            if all(span.shard in listed for span in part.spans):
+                continue
             # A slice runs on from folder to folder: of another job's, some may be this source's.
-            mine = (low <= last and first <= high) or any(map(self.source.covers, {low, high}))
-            if all(span.shard in listed for span in part.spans) or not mine:
+            ends = part.min_uri, part.max_uri
+            if (ends[0] > last or ends[1] < first) and not any(map(self.source.covers, ends)):
                 continue
             for row in self.store.members([path]).to_pylist():
                 if self.source.covers(row["source_uri"]):

@@ -140,8 +140,8 @@ class EmbedJob:
         prunes = plan.prunes if self.spec.on_removed == "prune" else []
         if not plan.work:  # a job that failed of its quarantine doesn't get well by being run again
             check_budget(self.spec.errors, plan, self.tally)
-        if not plan.work and not prunes:
-            return
+            if not prunes:
+                return
         committer = Committer(store, run_id=self.begun.run_id, base_version=store.version)
         try:
             if plan.work:

@@ -6,7 +6,7 @@ of that one the fragment column is read.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ class PartInfo:
     """What it covers: one span, or several where another engine wrote it."""
     attempt: str | None
     """None where another engine wrote it."""
+    uris: Mapping[str, str] = field(default_factory=dict)
+    """Least source_uri by shard, where another engine put several into it."""
 
     @property
     def span(self) -> Span:
@@ -88,7 +90,7 @@ class Coverage:
         self._parts[part.path] = part
         for span in part.spans:
             self._shards.setdefault(span.shard, []).append((span, part.path))
-            self._uris.setdefault(span.shard, part.min_uri)
+            self._uris.setdefault(span.shard, part.uris.get(span.shard, part.min_uri))
 
     def _forget(self, path: str) -> None:
         for shard in {span.shard for span in self._parts.pop(path).spans}:
@@ -189,8 +191,11 @@ def _info(row: dict[str, object], read: FragmentReader) -> PartInfo:
         return PartInfo(path, _int(size), _int(rows), low, high, (bounds,), attempt)
     table = read(path)
     spans = contiguous(Span.parse(name) for name in set(table["fragment"].to_pylist()))
-    uris = sorted(set(table["source_uri"].to_pylist())) or [""]
-    return PartInfo(path, _int(size), table.num_rows, uris[0], uris[-1], tuple(spans), attempt)
+    names = zip(table["source_uri"].to_pylist(), table["fragment"].to_pylist(), strict=True)
+    places = sorted({(uri, Span.parse(name).shard) for uri, name in names}, reverse=True)
+    low, high = (places[-1][0], places[0][0]) if places else ("", "")
+    least = {shard: uri for uri, shard in places}
+    return PartInfo(path, _int(size), table.num_rows, low, high, tuple(spans), attempt, least)
 
 
 def _bounds(row: dict[str, object]) -> Span | None:

@@ -116,8 +116,8 @@ class Samples:
 
     def learns_from(self, name: str) -> bool:
         """Whether any training sample has a modality, or a value in the column `number`."""
-        column = "number" if name == "number" else COLUMN + name
-        if column not in self._batches[0].schema.names:  # texts that are kept as texts
+        column = COLUMN + name
+        if column not in self._batches[0].schema.names:  # numbers, and texts kept as texts
             column = name
         there = pc.is_valid(self._column(column)).take(pa.array(self.train))
         return bool(pc.any(there).as_py())

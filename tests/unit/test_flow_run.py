@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from mmray.encoders import EncodeOptions, describe
 from mmray.errors import JobFailed, RefusedError, StorageError
@@ -293,6 +294,22 @@ def test_a_rebuild_does_not_lose_what_shares_a_slice(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match=f"such as those of .*{lost}"):
             job(files(tmp_path, name, **other, on_model_change="rebuild"))
     assert rows(files(tmp_path, "in")) == 4
+
+
+def test_of_what_another_engine_merged_the_removed_shard_is_pruned(tmp_path: Path) -> None:
+    """One file holds both: the first one's uri is not the other's."""
+    for name in ("a", "b", "c"):
+        lines(tmp_path / "in" / f"{name}.jsonl", 5)
+    spec = spec_of(tmp_path, on_removed="prune")
+    run(spec)
+    DeltaTable(spec.store.uri).optimize.compact()
+    assert len(Store.open(spec.store.uri, STORAGE).parts()) == 1
+    (tmp_path / "in" / "b.jsonl").unlink()
+    report = job(spec)
+    assert report.removed == [str(tmp_path / "in" / "b.jsonl")]
+    found = Store.open(spec.store.uri, STORAGE).to_arrow(["source_uri"])["source_uri"].to_pylist()
+    assert sorted(found) == sorted(5 * [str(tmp_path / "in" / f"{name}.jsonl") for name in "ac"])
+    assert job(spec).removed == []
 
 
 def test_failed_work_names_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
